@@ -1,0 +1,60 @@
+//! Servers.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::HostId;
+use crate::meta::Meta;
+use crate::units::{Bytes, Vcpus};
+
+/// A server that belongs to the data centre.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    pub id: HostId,
+    pub meta: Meta,
+}
+
+/// What a server's daemon found there at its start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    pub host: HostId,
+    pub daemon_version: String,
+    /// Changes when the server reboots.
+    pub boot_id: String,
+    pub started_at: Timestamp,
+    pub kernel: String,
+    pub cpu_model: String,
+    pub capacity: HostCapacity,
+    pub qemu: QemuInfo,
+    pub kvm: KvmVerdict,
+    pub cgroups: String,
+}
+
+/// What a server offers to VMs: all of it, or the slice it was told to offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCapacity {
+    pub cpus: Vcpus,
+    pub memory: Bytes,
+}
+
+/// The QEMU of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum QemuInfo {
+    Usable {
+        path: String,
+        version: String,
+    },
+    /// Missing or too old; VMs cannot start here.
+    Unusable {
+        reason: String,
+    },
+}
+
+/// Whether VMs run on KVM here (DESIGN D2), and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvmVerdict {
+    pub usable: bool,
+    /// What the probe found, for the operator.
+    pub reason: String,
+}
