@@ -127,6 +127,9 @@ pub struct Disk {
     pub read_only: bool,
     /// What the guest reads as the disk's serial number, at most 20 of `a-zA-Z0-9._-`.
     pub serial: String,
+    /// The volume was made for this VM and goes with it.
+    #[serde(default)]
+    pub delete_with_vm: bool,
 }
 
 /// An ISO image in a CD-ROM drive.
