@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::HostId;
 use crate::meta::Meta;
+use crate::task::Problem;
 use crate::units::{Bytes, Vcpus};
 
 /// A server that belongs to the data centre.
@@ -14,7 +15,7 @@ pub struct Host {
     pub meta: Meta,
 }
 
-/// What a server's daemon found there at its start.
+/// What a server's daemon found there at its start, and what is wrong there now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HostStatus {
     pub host: HostId,
@@ -28,6 +29,17 @@ pub struct HostStatus {
     pub qemu: QemuInfo,
     pub kvm: KvmVerdict,
     pub cgroups: String,
+    /// What keeps the server from doing its work in full; empty when all is well.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}
+
+/// Something that is wrong on a server until it is mended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What it is about: `networks`, `blockd`, `datastore/ID`.
+    pub subject: String,
+    pub problem: Problem,
 }
 
 /// What a server offers to VMs: all of it, or the slice it was told to offer.
