@@ -1,0 +1,71 @@
+//! Servers.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::reference::Meta;
+
+/// A server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Host {
+    #[serde(flatten)]
+    pub meta: Meta,
+    /// Absent until its daemon has reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<HostStatus>,
+    /// What its VMs take of it.
+    pub committed: Committed,
+}
+
+/// What a server's daemon found there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostStatus {
+    pub daemon_version: String,
+    pub started_at: String,
+    pub kernel: String,
+    pub cpu_model: String,
+    /// What it offers to VMs.
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    /// Version of its QEMU; absent when there is none that can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_version: Option<String>,
+    /// Why QEMU cannot be used, when it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_problem: Option<String>,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// What the KVM probe found.
+    pub kvm_reason: String,
+    pub cgroups: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<HostUsage>,
+}
+
+/// What running VMs were promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct Committed {
+    pub vms: u32,
+    pub vcpus: u32,
+    pub memory_bytes: u64,
+}
+
+/// Figures of the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostUsage {
+    pub memory_available_bytes: u64,
+    pub daemon_resident_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blockd_resident_bytes: Option<u64>,
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// Of the daemon.
+    pub version: String,
+    /// Of the API.
+    pub api: String,
+    /// Name of the server that answers.
+    pub host: String,
+}
