@@ -4,5 +4,6 @@
 //! only `apply` touches the kernel. [`Fabric`] is the seam.
 
 mod fabric;
+pub mod fake;
 
 pub use fabric::{Fabric, Lease, NetError, NetworkSpec, TapStats};
