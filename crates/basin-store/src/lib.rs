@@ -2,9 +2,18 @@
 //!
 //! One trait with etcd's semantics and several implementations, all held to one
 //! conformance suite. What does not fit etcd does not go into the trait.
+//!
+//! - [`store`]: the trait. [`mem`], [`sqlite`]: who implements it.
+//! - [`records`]: typed values over it, with a layout version in each.
+//! - `state`, `shared`: what both implementations have in common.
 
+pub mod mem;
+pub mod records;
+mod shared;
+mod state;
 mod store;
 
+pub use mem::MemStore;
 pub use store::{
     Change, Commit, Compare, Entry, LeaseId, Listing, Op, Revision, Store, StoreError, Txn, Watch,
 };

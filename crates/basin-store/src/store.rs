@@ -1,5 +1,6 @@
 //! The trait, and the words it is made of.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub struct Revision(pub u64);
 
 /// A lease. Keys put under it vanish when it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
 /// A key and its value at some revision.
@@ -58,17 +59,94 @@ pub enum Op {
 }
 
 /// Changes that happen all at once if every condition holds, else not at all. A
-/// key may be changed once a transaction (etcd refuses more).
+/// key may be changed once a transaction, and a transaction has at most
+/// [`Txn::MAX_OPS`] conditions, as many changes and [`Txn::MAX_BYTES`] of keys and
+/// values: etcd refuses more, so every store does ([`StoreError::Invalid`]).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Txn {
     pub when: Vec<Compare>,
     pub then: Vec<Op>,
 }
 
+impl Txn {
+    /// etcd's `--max-txn-ops`.
+    pub const MAX_OPS: usize = 128;
+    /// Below etcd's `--max-request-bytes` of 1.5 MiB, with room for the frame.
+    pub const MAX_BYTES: usize = 1 << 20;
+
+    /// Whether any store would take it, whatever the store holds.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let refuse = |why: String| Err(StoreError::Invalid(why));
+        if self.when.len() > Txn::MAX_OPS || self.then.len() > Txn::MAX_OPS {
+            return refuse(format!(
+                "{} conditions and {} changes in one transaction, at most {} are allowed",
+                self.when.len(),
+                self.then.len(),
+                Txn::MAX_OPS
+            ));
+        }
+        let bytes = self.then.iter().map(Op::size).sum::<usize>();
+        if bytes > Txn::MAX_BYTES {
+            return refuse(format!(
+                "a transaction of {bytes} bytes, at most {} are allowed",
+                Txn::MAX_BYTES
+            ));
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(op) = self.then.iter().find(|op| !seen.insert(op.key())) {
+            return refuse(format!("key {} is changed twice in one transaction", op.key()));
+        }
+        let mut keys = seen.into_iter().chain(self.when.iter().map(Compare::key));
+        if keys.any(str::is_empty) { refuse("an empty key".to_owned()) } else { Ok(()) }
+    }
+}
+
+impl Compare {
+    pub fn key(&self) -> &str {
+        match self {
+            Compare::Absent(key) | Compare::Present(key) | Compare::Unchanged(key, _) => key,
+        }
+    }
+
+    /// Whether it holds, where the key has this entry.
+    pub fn holds(&self, entry: Option<&Entry>) -> bool {
+        match self {
+            Compare::Absent(_) => entry.is_none(),
+            Compare::Present(_) => entry.is_some(),
+            Compare::Unchanged(_, revision) => entry.is_some_and(|e| e.modified == *revision),
+        }
+    }
+}
+
+impl Op {
+    pub fn key(&self) -> &str {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Op::Put { key, value, .. } => key.len() + value.len(),
+            Op::Delete { key } => key.len(),
+        }
+    }
+}
+
+impl Change {
+    pub fn key(&self) -> &str {
+        match self {
+            Change::Put(entry) => &entry.key,
+            Change::Delete { key, .. } => key,
+        }
+    }
+}
+
 /// How a transaction went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Commit {
-    /// Durable, at this revision.
+    /// Durable, at this revision: its own, or the latest if it changed nothing
+    /// (it had no changes, or deleted only what was not there).
     Done(Revision),
     /// A condition did not hold; nothing changed.
     Refused,
@@ -83,7 +161,8 @@ pub enum Change {
 
 /// Changes in the order of their revisions. Changes of one revision come as one
 /// item. The stream ends with an error, never silently; [`StoreError::Compacted`]
-/// means: list again, then watch from there.
+/// (from [`Store::watch`] itself or as an item, also for a reader that is too
+/// slow) means: list again, then watch from there.
 pub type Watch = Pin<Box<dyn Stream<Item = Result<Vec<Change>, StoreError>> + Send>>;
 
 /// Why the store did not do as asked.
@@ -95,6 +174,9 @@ pub enum StoreError {
     /// The lease has ended or never was.
     #[error("lease {0:?} has ended")]
     LeaseGone(LeaseId),
+    /// No store would do it; asking again will not help.
+    #[error("the store was asked for something it refuses: {0}")]
+    Invalid(String),
     /// It cannot say whether it did: disk full, quorum lost, connection broken.
     #[error("the store is not available: {0}")]
     Unavailable(String),
