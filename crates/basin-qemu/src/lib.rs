@@ -3,9 +3,11 @@
 //! [`Engine`] and [`Machine`] are the seam. `qemu` is the real one, `fake` the
 //! one for tests at scale.
 
+mod console;
 mod engine;
+pub mod fake;
 
 pub use engine::{
-    Adopted, BalloonStats, BootSpec, CdromSpec, ConsoleStream, DiskSpec, Engine, EngineError,
-    GuestInfo, Machine, MachineEvent, MachineSpec, MachineState, NicSpec,
+    Adopted, BalloonStats, BootSpec, CdromSpec, ConsoleIo, ConsoleStream, DiskSpec, Engine,
+    EngineError, GuestInfo, Machine, MachineEvent, MachineSpec, MachineState, NicSpec,
 };
