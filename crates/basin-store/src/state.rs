@@ -76,6 +76,22 @@ pub(crate) struct Delta {
     pub leases: BTreeMap<LeaseId, Option<Lease>>,
     pub last_lease: i64,
     pub moments: Vec<Moment>,
+    /// The last lease that the state underneath knows.
+    base_lease: i64,
+}
+
+impl Delta {
+    /// Whether the lease is new, rather than renewed.
+    pub fn granted(&self, id: LeaseId) -> bool {
+        id.0 > self.base_lease
+    }
+
+    /// Whether anything of it must survive a restart: a renewal need not.
+    pub fn is_durable(&self) -> bool {
+        let changed =
+            |(id, lease): (&LeaseId, &Option<Lease>)| lease.is_none() || self.granted(*id);
+        !self.moments.is_empty() || self.leases.iter().any(changed)
+    }
 }
 
 impl State {
@@ -179,8 +195,8 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub fn new(base: &'a State) -> Self {
-        let delta =
-            Delta { revision: base.revision, last_lease: base.last_lease, ..Delta::default() };
+        let (revision, lease) = (base.revision, base.last_lease);
+        let delta = Delta { revision, last_lease: lease, base_lease: lease, ..Delta::default() };
         Self { base, delta }
     }
 

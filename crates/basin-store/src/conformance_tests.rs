@@ -1,0 +1,49 @@
+//! The suite, run for what this crate has.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+
+use crate::conformance::Subject;
+use crate::{MemStore, SqliteStore};
+
+mod mem {
+    use super::*;
+
+    async fn fresh() -> Subject {
+        let store = Arc::new(MemStore::new());
+        let compacted = Arc::clone(&store);
+        Subject {
+            store,
+            prefix: "/test/".to_owned(),
+            compact: Box::new(move |revision| {
+                compacted.compact(revision);
+                async {}.boxed()
+            }),
+            keep: Box::new(()),
+        }
+    }
+
+    crate::conformance!(fresh);
+}
+
+mod sqlite {
+    use super::*;
+
+    async fn fresh() -> Subject {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(SqliteStore::open(&dir.path().join("store.sqlite")).unwrap());
+        let compacted = Arc::clone(&store);
+        Subject {
+            store,
+            prefix: "/test/".to_owned(),
+            compact: Box::new(move |revision| {
+                compacted.compact(revision);
+                async {}.boxed()
+            }),
+            keep: Box::new(dir),
+        }
+    }
+
+    crate::conformance!(fresh);
+}
