@@ -168,6 +168,10 @@ pub trait Engine: Send + Sync + 'static {
     /// What cannot be controlled any more is killed, and not reported.
     async fn adopt(&self) -> Result<Vec<Adopted>, EngineError>;
 
+    /// The user id the VM's process runs under, for whoever serves it a socket. The
+    /// same for every launch until [`Engine::forget`].
+    async fn uid(&self, vm: VmId) -> Result<u32, EngineError>;
+
     /// Removes what a VM that does not run left behind, its UEFI variables included.
     async fn forget(&self, vm: VmId) -> Result<(), EngineError>;
 }

@@ -199,6 +199,11 @@ impl Engine for FakeEngine {
             .collect())
     }
 
+    async fn uid(&self, _: VmId) -> Result<u32, EngineError> {
+        // No process, no user: sockets made for a fake machine stay with root.
+        Ok(0)
+    }
+
     async fn forget(&self, vm: VmId) -> Result<(), EngineError> {
         self.world.half_delay().await;
         let mut state = self.world.state();
