@@ -1,9 +1,18 @@
 //! Networks of one server: bridges, taps, NAT, DHCP and DNS (DESIGN D9).
 //!
-//! What should be ([`NetworkSpec`]) and what is are compared by a pure plan;
-//! only `apply` touches the kernel. [`Fabric`] is the seam.
+//! What should be ([`NetworkSpec`]) and what is ([`state`]) are compared by a pure
+//! [`plan`]; only `linux` touches the kernel. [`Fabric`] is the seam.
 
+mod dnsmasq;
 mod fabric;
 pub mod fake;
+pub mod linux;
+mod names;
+mod plan;
+mod rules;
+mod spec;
+mod state;
 
 pub use fabric::{Fabric, Lease, NetError, NetworkSpec, TapStats};
+pub use linux::{LinuxFabric, NetConfig};
+pub use names::Instance;

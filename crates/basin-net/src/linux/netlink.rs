@@ -1,0 +1,326 @@
+//! Interfaces, addresses and routes over rtnetlink.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use basin_model::MacAddr;
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, Stats64,
+};
+use rtnetlink::packet_route::neighbour::NeighbourFlags;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{
+    Error, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+};
+
+use crate::fabric::NetError;
+use crate::names::GROUP;
+use crate::state::{BridgeSettings, Link, LinkKind, PortSettings, Route};
+
+const LOCAL_TABLE: u32 = 255;
+
+/// A netlink socket in the network namespace that it was opened in.
+#[derive(Clone)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+fn refused(what: &str) -> impl FnOnce(Error) -> NetError + '_ {
+    move |e| NetError::Refused {
+        what: what.to_owned(),
+        why: match &e {
+            Error::NetlinkError(m) => m.to_io().to_string(),
+            other => other.to_string(),
+        },
+    }
+}
+
+/// Success when the kernel says that it is so already.
+fn unless(result: Result<(), Error>, fine: &[i32], what: &str) -> Result<(), NetError> {
+    match result {
+        Err(Error::NetlinkError(m)) if fine.contains(&-m.raw_code()) => Ok(()),
+        other => other.map_err(refused(what)),
+    }
+}
+
+impl Netlink {
+    /// Inside a tokio runtime.
+    pub fn open() -> Result<Netlink, NetError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| {
+            NetError::Refused { what: "opening netlink".into(), why: e.to_string() }
+        })?;
+        tokio::spawn(connection);
+        Ok(Netlink { handle })
+    }
+
+    pub async fn links(&self) -> Result<BTreeMap<String, Link>, NetError> {
+        const WHAT: &str = "listing network interfaces";
+        let messages: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(refused(WHAT))?;
+        let mut links: BTreeMap<String, Link> = messages.iter().filter_map(link).collect();
+        let names: BTreeMap<u32, String> =
+            links.iter().map(|(name, l)| (l.index, name.clone())).collect();
+        let mut get = self.handle.address().get();
+        get.message_mut().header.family = AddressFamily::Inet;
+        let addresses: Vec<_> = get.execute().try_collect().await.map_err(refused(WHAT))?;
+        for message in addresses {
+            // The peer of a point-to-point link is `Address`; `Local` is ours.
+            let local = message.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Local(IpAddr::V4(v4)) => Some(*v4),
+                _ => None,
+            });
+            let net = local.and_then(|a| Ipv4Net::new(a, message.header.prefix_len).ok());
+            let link = names.get(&message.header.index).and_then(|n| links.get_mut(n));
+            if let (Some(net), Some(link)) = (net, link) {
+                link.addresses.insert(net);
+            }
+        }
+        Ok(links)
+    }
+
+    pub async fn routes(&self, links: &BTreeMap<String, Link>) -> Result<Vec<Route>, NetError> {
+        let names: BTreeMap<u32, &String> = links.iter().map(|(n, l)| (l.index, n)).collect();
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let messages: Vec<RouteMessage> = self
+            .handle
+            .route()
+            .get(request)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(refused("listing routes"))?;
+        let mut routes: Vec<Route> = messages.iter().flat_map(|m| routes_of(m, &names)).collect();
+        routes.sort();
+        routes.dedup();
+        Ok(routes)
+    }
+
+    pub async fn index(&self, name: &str) -> Result<Option<u32>, NetError> {
+        Ok(self.message(name).await?.map(|m| m.header.index))
+    }
+
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetError> {
+        Ok(self.message(name).await?.as_ref().and_then(link).map(|(_, l)| l))
+    }
+
+    pub async fn stats(&self, name: &str) -> Result<Option<Stats64>, NetError> {
+        let found = self.message(name).await?;
+        Ok(found.and_then(|m| {
+            m.attributes.into_iter().find_map(|a| match a {
+                LinkAttribute::Stats64(stats) => Some(stats),
+                _ => None,
+            })
+        }))
+    }
+
+    async fn message(&self, name: &str) -> Result<Option<LinkMessage>, NetError> {
+        match self.handle.link().get().match_name(name).execute().try_next().await {
+            Err(Error::NetlinkError(m)) if -m.raw_code() == libc::ENODEV => Ok(None),
+            other => other.map_err(refused(&format!("looking at {name}"))),
+        }
+    }
+
+    async fn must(&self, name: &str) -> Result<u32, NetError> {
+        self.index(name).await?.ok_or_else(|| NetError::Refused {
+            what: format!("changing interface {name}"),
+            why: "it vanished".into(),
+        })
+    }
+
+    /// Makes a bridge, down, marked as Basin's from its first moment.
+    pub async fn create_bridge(&self, name: &str) -> Result<(), NetError> {
+        let message = LinkMessageBuilder::<LinkBridge>::new(name)
+            .link_group(GROUP)
+            .stp_state(BridgeStpState::Disabled)
+            .forward_delay(0)
+            .mcast_snooping(false)
+            .build();
+        let made = self.handle.link().add(message).execute().await;
+        made.map_err(refused(&format!("making bridge {name}")))
+    }
+
+    pub async fn configure_bridge(
+        &self,
+        name: &str,
+        alias: &str,
+        mac: MacAddr,
+        mtu: u32,
+    ) -> Result<(), NetError> {
+        let index = self.must(name).await?;
+        let what = format!("setting up bridge {name}");
+        let change = || LinkMessageBuilder::<LinkBridge>::new(name).index(index);
+        // STP off first: while it is on, the kernel refuses a delay of nothing.
+        let stp = change().stp_state(BridgeStpState::Disabled).build();
+        let rest = change().forward_delay(0).mcast_snooping(false).build();
+        for settings in [stp, rest] {
+            // RTM_NEWLINK without CREATE: the request that carries a kind's own settings.
+            let set = self.handle.link().set_port(settings).execute().await;
+            set.map_err(refused(&what))?;
+        }
+        let common =
+            LinkUnspec::new_with_index(index).address(mac.0.to_vec()).mtu(mtu).alias(alias).build();
+        self.handle.link().set(common).execute().await.map_err(refused(&what))
+    }
+
+    pub async fn label_tap(&self, name: &str, alias: &str, mtu: u32) -> Result<(), NetError> {
+        let index = self.must(name).await?;
+        let message = LinkUnspec::new_with_index(index).alias(alias).mtu(mtu).build();
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(refused(&format!("labelling tap {name}")))
+    }
+
+    /// Puts a tap on a bridge that knows its guest's address and learns no other.
+    pub async fn attach_tap(
+        &self,
+        name: &str,
+        bridge: &str,
+        mac: MacAddr,
+        mtu: u32,
+    ) -> Result<(), NetError> {
+        let what = format!("putting tap {name} on bridge {bridge}");
+        let index = self.must(name).await?;
+        let bridge = self.must(bridge).await?;
+        let join = LinkUnspec::new_with_index(index).controller(bridge).mtu(mtu).build();
+        self.handle.link().set(join).execute().await.map_err(refused(&what))?;
+        let mut entry = self.handle.neighbours().add_bridge(index, &mac.0).replace();
+        entry.message_mut().header.flags = NeighbourFlags::Controller;
+        // A static entry: frames for it still leave through the port.
+        entry = entry.state(rtnetlink::packet_route::neighbour::NeighbourState::Noarp);
+        unless(entry.execute().await, &[libc::EEXIST], &what)?;
+        // Last: its absence is what makes a repair try again.
+        let port = LinkBridgePort::new(index).learning(false).flood(false).build();
+        self.handle.link().set_port(port).execute().await.map_err(refused(&what))?;
+        self.up(name).await
+    }
+
+    pub async fn up(&self, name: &str) -> Result<(), NetError> {
+        let index = self.must(name).await?;
+        let message = LinkUnspec::new_with_index(index).up().build();
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(refused(&format!("bringing up {name}")))
+    }
+
+    pub async fn delete(&self, name: &str, index: u32) -> Result<(), NetError> {
+        let deleted = self.handle.link().del(index).execute().await;
+        unless(deleted, &[libc::ENODEV], &format!("removing {name}"))
+    }
+
+    pub async fn add_address(&self, name: &str, address: Ipv4Net) -> Result<(), NetError> {
+        let index = self.must(name).await?;
+        let what = format!("giving {name} the address {address}");
+        let add =
+            self.handle.address().add(index, IpAddr::V4(address.addr()), address.prefix_len());
+        unless(add.execute().await, &[libc::EEXIST], &what)
+    }
+
+    pub async fn remove_address(&self, name: &str, address: Ipv4Net) -> Result<(), NetError> {
+        let index = self.must(name).await?;
+        let what = format!("taking the address {address} from {name}");
+        let message = rtnetlink::AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(index)
+            .address(address.addr(), address.prefix_len())
+            .build();
+        let deleted = self.handle.address().del(message).execute().await;
+        unless(deleted, &[libc::EADDRNOTAVAIL], &what)
+    }
+}
+
+fn link(message: &LinkMessage) -> Option<(String, Link)> {
+    let mut link = Link {
+        index: message.header.index,
+        kind: LinkKind::Other,
+        group: 0,
+        alias: String::new(),
+        up: message.header.flags.contains(LinkFlags::Up),
+        mtu: 0,
+        mac: None,
+        master: None,
+        addresses: Default::default(),
+        sysctls: Default::default(),
+    };
+    let mut name = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::IfAlias(text) => link.alias.clone_from(text),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Group(group) => link.group = *group,
+            LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::Address(bytes) => {
+                link.mac = bytes.as_slice().try_into().ok().map(MacAddr);
+            }
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
+            _ => {}
+        }
+    }
+    Some((name?, link))
+}
+
+fn kind(infos: &[LinkInfo]) -> LinkKind {
+    let mut bridge = BridgeSettings { stp: false, forward_delay: 0, multicast_snooping: false };
+    // Outside a bridge there is nothing to learn or flood; `master` tells.
+    let mut port = PortSettings { learning: true, flood: true };
+    let mut found = LinkKind::Other;
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge(bridge),
+            LinkInfo::Kind(InfoKind::Tun) => found = LinkKind::Tap(port),
+            LinkInfo::Data(InfoData::Bridge(data)) => {
+                for item in data {
+                    match item {
+                        InfoBridge::StpState(s) => bridge.stp = *s != BridgeStpState::Disabled,
+                        InfoBridge::ForwardDelay(d) => bridge.forward_delay = *d,
+                        InfoBridge::MulticastSnooping(s) => bridge.multicast_snooping = *s,
+                        _ => {}
+                    }
+                }
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
+                for item in data {
+                    match item {
+                        InfoBridgePort::Learning(on) => port.learning = *on,
+                        InfoBridgePort::UnicastFlood(on) => port.flood = *on,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    match found {
+        LinkKind::Bridge(_) => LinkKind::Bridge(bridge),
+        LinkKind::Tap(_) => LinkKind::Tap(port),
+        LinkKind::Other => LinkKind::Other,
+    }
+}
+
+fn routes_of(message: &RouteMessage, names: &BTreeMap<u32, &String>) -> Vec<Route> {
+    let (mut to, mut devices) = (Ipv4Addr::UNSPECIFIED, vec![]);
+    let mut table = u32::from(message.header.table);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => to = *v4,
+            RouteAttribute::Oif(index) => devices.push(*index),
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::MultiPath(hops) => {
+                devices.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    let Ok(to) = Ipv4Net::new(to, message.header.destination_prefix_length) else {
+        return vec![];
+    };
+    let local = table == LOCAL_TABLE
+        || matches!(message.header.kind, RouteType::Local | RouteType::Broadcast);
+    let route = |device: Option<String>| Route { to, device, local };
+    if devices.is_empty() {
+        return vec![route(None)];
+    }
+    devices.iter().map(|i| route(names.get(i).map(|n| (*n).clone()))).collect()
+}
