@@ -1,0 +1,143 @@
+//! What resources have in common: list, get, create, patch and delete.
+
+use std::collections::BTreeMap;
+
+use reqwest::header::IF_MATCH;
+use reqwest::{Method, RequestBuilder};
+use serde::Serialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+use super::{Client, ClientError};
+use crate::datastore::{Datastore, DatastoreCreate};
+use crate::host::Host;
+use crate::image::{Image, ImageCreate};
+use crate::network::{Network, NetworkCreate};
+use crate::reference::{List, Meta, MetaPatch};
+use crate::task::Task;
+use crate::token::{Token, TokenCreate, TokenCreated};
+use crate::vm::{Vm, VmCreate, VmPatch};
+use crate::volume::{Volume, VolumeCreate};
+
+/// A noun of the API.
+pub trait Resource: DeserializeOwned + Serialize {
+    /// The segment under `/v1`.
+    const PATH: &str;
+    /// What people call one.
+    const NOUN: &str;
+}
+
+/// One that can be made.
+pub trait Creatable: Resource {
+    type Create: Serialize;
+    /// The answer: a task, or the resource itself.
+    type Created: DeserializeOwned;
+}
+
+/// One whose descriptive part, at least, can be changed.
+pub trait Patchable: Resource {
+    type Patch: Serialize + From<MetaPatch>;
+    fn meta(&self) -> &Meta;
+}
+
+/// One that can be deleted.
+pub trait Deletable: Resource {
+    /// The answer: a task, or nothing of interest.
+    type Deleted: DeserializeOwned;
+}
+
+macro_rules! resource {
+    ($type:ty, $noun:literal, $path:literal
+     $(, create $create:ty => $created:ty)? $(, patch $patch:ty)? $(, delete => $deleted:ty)?) => {
+        impl Resource for $type {
+            const PATH: &str = $path;
+            const NOUN: &str = $noun;
+        }
+        $(impl Creatable for $type { type Create = $create; type Created = $created; })?
+        $(impl Patchable for $type {
+            type Patch = $patch;
+            fn meta(&self) -> &Meta { &self.meta }
+        })?
+        $(impl Deletable for $type { type Deleted = $deleted; })?
+    };
+}
+
+// A VM's deletion takes options: see `delete_vm`.
+resource!(Vm, "vm", "vms", create VmCreate => Task, patch VmPatch);
+resource!(Image, "image", "images",
+          create ImageCreate => Task, patch MetaPatch, delete => Task);
+resource!(Volume, "volume", "volumes",
+          create VolumeCreate => Task, patch MetaPatch, delete => Task);
+resource!(Datastore, "datastore", "datastores",
+          create DatastoreCreate => Datastore, patch MetaPatch, delete => IgnoredAny);
+resource!(Network, "network", "networks",
+          create NetworkCreate => Network, patch MetaPatch, delete => IgnoredAny);
+resource!(Host, "host", "hosts", patch MetaPatch);
+resource!(Task, "task", "tasks");
+resource!(Token, "token", "tokens", create TokenCreate => TokenCreated, delete => IgnoredAny);
+
+impl From<MetaPatch> for VmPatch {
+    fn from(MetaPatch { name, description, labels }: MetaPatch) -> VmPatch {
+        VmPatch { name, description, labels, ..VmPatch::default() }
+    }
+}
+
+impl Client {
+    pub async fn list<R: Resource>(&self) -> Result<List<R>, ClientError> {
+        self.list_where(&BTreeMap::new()).await
+    }
+
+    /// Those that carry all of `labels`.
+    pub async fn list_where<R: Resource>(
+        &self,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<List<R>, ClientError> {
+        let query: Vec<_> = labels.iter().map(|(k, v)| ("label", format!("{k}={v}"))).collect();
+        self.json(self.request(Method::GET, &[R::PATH])?.query(&query)).await
+    }
+
+    /// By name or id.
+    pub async fn get<R: Resource>(&self, which: &str) -> Result<R, ClientError> {
+        self.json(self.request(Method::GET, &[R::PATH, which])?).await
+    }
+
+    pub async fn create<R: Creatable>(&self, it: &R::Create) -> Result<R::Created, ClientError> {
+        self.json(self.request(Method::POST, &[R::PATH])?.json(it)).await
+    }
+
+    /// Changes it, whatever its revision.
+    pub async fn patch<R: Patchable>(
+        &self,
+        which: &str,
+        patch: &R::Patch,
+    ) -> Result<R, ClientError> {
+        self.json(self.request(Method::PATCH, &[R::PATH, which])?.json(patch)).await
+    }
+
+    /// Changes it, and is refused when it is no longer at `revision`.
+    pub async fn patch_if<R: Patchable>(
+        &self,
+        which: &str,
+        patch: &R::Patch,
+        revision: u64,
+    ) -> Result<R, ClientError> {
+        let request = self.request(Method::PATCH, &[R::PATH, which])?;
+        self.json(if_match(request, revision).json(patch)).await
+    }
+
+    pub async fn delete<R: Deletable>(&self, which: &str) -> Result<R::Deleted, ClientError> {
+        self.json(self.request(Method::DELETE, &[R::PATH, which])?).await
+    }
+
+    /// Deletes it, and is refused when it is no longer at `revision`.
+    pub async fn delete_if<R: Deletable>(
+        &self,
+        which: &str,
+        revision: u64,
+    ) -> Result<R::Deleted, ClientError> {
+        self.json(if_match(self.request(Method::DELETE, &[R::PATH, which])?, revision)).await
+    }
+}
+
+fn if_match(request: RequestBuilder, revision: u64) -> RequestBuilder {
+    request.header(IF_MATCH, format!("\"{revision}\""))
+}
