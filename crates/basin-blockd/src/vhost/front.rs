@@ -1,0 +1,247 @@
+//! The socket of a disk and the thread that listens to its front end.
+//!
+//! One front end at a time: a second one waits until the first is gone. When a
+//! connection ends, its queues are stopped and drained before the next begins.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vhost::vhost_user::{BackendReqHandler, Error};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::handler::Handler;
+use super::memory::peer_uid;
+use crate::disk::Disk;
+use crate::worker::Pool;
+
+/// The library needs a few KiB for a message.
+const STACK: usize = 128 << 10;
+
+/// `VHOST_USER_SET_BACKEND_REQ_FD`: the library takes the channel but cannot send
+/// the one message that matters to a disk, so it is handled here.
+const SET_BACKEND_REQ_FD: u32 = 21;
+const CONFIG_CHANGED: u32 = 2;
+const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
+
+struct Shared {
+    disk: Arc<Disk>,
+    pool: Arc<Pool>,
+    uid: u32,
+    stop: EventFd,
+    stopping: AtomicBool,
+    connected: AtomicBool,
+    connection: Mutex<Option<UnixStream>>,
+    /// Where the front end listens to the back end.
+    channel: Mutex<Option<UnixStream>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A listening disk.
+pub struct FrontEnd {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    path: PathBuf,
+}
+
+impl FrontEnd {
+    pub fn listen(path: &Path, uid: u32, disk: Arc<Disk>, pool: Arc<Pool>) -> io::Result<FrontEnd> {
+        let listener = bind(path, uid)?;
+        let shared = Arc::new(Shared {
+            disk,
+            pool,
+            uid,
+            stop: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            stopping: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+            connection: Mutex::default(),
+            channel: Mutex::default(),
+        });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("front".into())
+            .stack_size(STACK)
+            .spawn(move || theirs.listen(&listener))?;
+        Ok(FrontEnd { shared, thread: Some(thread), path: path.to_owned() })
+    }
+
+    pub fn connected(&self) -> bool {
+        self.shared.connected.load(Ordering::Acquire)
+    }
+
+    /// Tells the guest to read the configuration space again.
+    pub fn config_changed(&self) {
+        let Some(channel) = &*lock(&self.shared.channel) else { return };
+        let mut message = Vec::with_capacity(12);
+        for word in [CONFIG_CHANGED, VERSION, 0] {
+            message.extend(word.to_ne_bytes());
+        }
+        // SAFETY: sends a local buffer of the length given.
+        unsafe {
+            libc::send(
+                channel.as_raw_fd(),
+                message.as_ptr().cast(),
+                message.len(),
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            )
+        };
+    }
+
+    /// Cuts the front end off; returns when nothing of it is in flight.
+    pub fn close(mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let _ = self.shared.stop.write(1);
+        if let Some(connection) = &*lock(&self.shared.connection) {
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Binds under another name and renames, so that the socket appears with its
+/// owner and mode, and takes the place of a dead one.
+fn bind(path: &Path, uid: u32) -> io::Result<UnixListener> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("~");
+    let temporary = PathBuf::from(name);
+    let _ = std::fs::remove_file(&temporary);
+    let listener = UnixListener::bind(&temporary)?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+    std::os::unix::fs::chown(&temporary, Some(uid), None)?;
+    listener.set_nonblocking(true)?;
+    std::fs::rename(&temporary, path)?;
+    Ok(listener)
+}
+
+impl Shared {
+    /// Waits until `other` is readable; false: it is time to stop.
+    fn wait(&self, other: &impl AsFd) -> bool {
+        loop {
+            if self.stopping.load(Ordering::Acquire) {
+                return false;
+            }
+            // SAFETY: the descriptor is open as long as `self`.
+            let stop = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.stop.as_raw_fd()) };
+            let mut fds = [
+                PollFd::new(other.as_fd(), PollFlags::POLLIN),
+                PollFd::new(stop, PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+            if fds[0].revents().is_some_and(|r| !r.is_empty()) {
+                return !self.stopping.load(Ordering::Acquire);
+            }
+        }
+    }
+
+    fn listen(self: Arc<Shared>, listener: &UnixListener) {
+        while self.wait(&listener) {
+            let Ok((stream, _)) = listener.accept() else { continue };
+            if let Err(why) = self.admit(stream) {
+                tracing::warn!(volume = %self.disk.volume, %why, "front end cut off");
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        let peer = peer_uid(&stream)?;
+        if peer != 0 && peer != self.uid {
+            return Err(io::Error::other(format!("user {peer} may not use this disk")));
+        }
+        *lock(&self.connection) = Some(stream.try_clone()?);
+        self.connected.store(true, Ordering::Release);
+        tracing::info!(volume = %self.disk.volume, "front end connected");
+        let handler = Arc::new(Mutex::new(Handler::new(
+            Arc::clone(&self.disk),
+            Arc::clone(&self.pool),
+            peer == 0,
+        )));
+        let outcome = self.talk(&stream, &handler);
+        lock(&handler).stop();
+        *lock(&self.channel) = None;
+        *lock(&self.connection) = None;
+        self.connected.store(false, Ordering::Release);
+        tracing::info!(volume = %self.disk.volume, "front end gone");
+        outcome
+    }
+
+    fn talk(&self, stream: &UnixStream, handler: &Arc<Mutex<Handler>>) -> io::Result<()> {
+        let requests = stream.try_clone()?;
+        let mut requests = BackendReqHandler::from_stream(requests, Arc::clone(handler));
+        while self.wait(stream) {
+            match peek_request(stream)? {
+                None => return Ok(()),
+                Some(SET_BACKEND_REQ_FD) => self.take_channel(stream)?,
+                Some(_) => match requests.handle_request() {
+                    Ok(()) => {}
+                    Err(Error::Disconnected | Error::PartialMessage) => return Ok(()),
+                    Err(_) if self.stopping.load(Ordering::Acquire) => return Ok(()),
+                    Err(e) => return Err(io::Error::other(e.to_string())),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn take_channel(&self, mut stream: &UnixStream) -> io::Result<()> {
+        let mut header = [0; 12];
+        let (n, file) = stream
+            .recv_with_fd(&mut header)
+            .map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        let [_, _, _, _, f0, f1, f2, f3, s0, s1, s2, s3] = header;
+        let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
+        let size = u32::from_ne_bytes([s0, s1, s2, s3]);
+        let Some(file) = file.filter(|_| n == header.len() && size == 0) else {
+            return Err(io::Error::other("a bad message for the back end's channel"));
+        };
+        *lock(&self.channel) = Some(UnixStream::from(std::os::fd::OwnedFd::from(file)));
+        if flags & NEED_REPLY != 0 {
+            let mut reply = Vec::with_capacity(20);
+            for word in [SET_BACKEND_REQ_FD, VERSION | REPLY, 8, 0, 0] {
+                reply.extend(word.to_ne_bytes());
+            }
+            stream.write_all(&reply)?;
+        }
+        Ok(())
+    }
+}
+
+/// The code of the next message, which stays in the socket; `None` at its end.
+fn peek_request(stream: &UnixStream) -> io::Result<Option<u32>> {
+    let mut code = [0u8; 4];
+    // SAFETY: reads into a local buffer of the length given.
+    let n = unsafe {
+        libc::recv(
+            stream.as_raw_fd(),
+            code.as_mut_ptr().cast(),
+            code.len(),
+            libc::MSG_PEEK | libc::MSG_WAITALL,
+        )
+    };
+    match n {
+        4 => Ok(Some(u32::from_ne_bytes(code))),
+        n if n >= 0 => Ok(None),
+        _ => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ECONNRESET) => Ok(None),
+            e => Err(e),
+        },
+    }
+}

@@ -1,0 +1,9 @@
+//! The front end's side: vhost-user over a unix socket, one front end a disk.
+
+pub mod config;
+pub mod front;
+pub mod handler;
+pub mod inflight;
+pub mod log;
+pub mod memory;
+pub mod vring;
