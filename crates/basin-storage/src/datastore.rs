@@ -23,7 +23,7 @@ pub struct LayerFile {
 }
 
 /// Names bytes that were uploaded and wait to be imported.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UploadId(pub uuid::Uuid);
 

@@ -1,11 +1,20 @@
 //! Datastores: where volumes and images are, and how they come to be.
 //!
-//! [`Datastore`] is the seam; `dir` keeps them in a directory. Every operation is
+//! [`Datastore`] is the seam; [`dir`] keeps them in a directory. Every operation is
 //! keyed by id and idempotent, so that a workflow may repeat it after a crash.
 
 mod datastore;
+pub mod dir;
+mod headers;
+mod judge;
+mod probe;
+mod qemu_img;
+mod sandbox;
+pub mod seed;
 
 pub use datastore::{
     Datastore, ImportRequest, ImportSource, LayerFile, NewVolume, Progress, StorageError, UploadId,
     VolumeContent,
 };
+pub use dir::DirDatastore;
+pub use seed::{SeedInput, build_seed, check_cloud_init};
