@@ -8,7 +8,10 @@ mod fabric;
 pub mod fake;
 pub mod linux;
 mod names;
+mod obstacles;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod rules;
 mod spec;
 mod state;

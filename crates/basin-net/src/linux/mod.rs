@@ -25,6 +25,7 @@ use tokio::sync::Mutex;
 use crate::dnsmasq::Layout;
 use crate::fabric::{Fabric, NetError, NetworkSpec, TapStats};
 use crate::names::{Instance, TapOwner, bridge_mac};
+use crate::obstacles;
 use crate::plan::{self, Op, Step, plan};
 use crate::spec;
 use crate::state::{Hosts, Observed};
@@ -72,6 +73,12 @@ impl LinuxFabric {
             netlink: Netlink::open()?,
             inner: Mutex::new(Inner::default()),
         })
+    }
+
+    /// What other software's firewall may keep from guests, and what to do; for
+    /// the operator. Empty when nothing is in the way.
+    pub async fn obstacles(&self) -> Vec<String> {
+        obstacles::obstacles(&self.instance, &nft::chains().await)
     }
 
     async fn observe(

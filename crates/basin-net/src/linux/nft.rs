@@ -152,6 +152,12 @@ async fn list(instance: &Instance) -> Option<String> {
     Some(listing)
 }
 
+/// All chains of the namespace, as JSON; nothing without nft.
+pub async fn chains() -> String {
+    let listed = Command::new("nft").args(["-j", "list", "chains"]).env("LC_ALL", "C").output();
+    listed.await.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default()
+}
+
 async fn present(instance: &Instance) -> Result<Firewall, NetError> {
     let table = instance.table();
     match run("listing nftables", "list tables\n").await {

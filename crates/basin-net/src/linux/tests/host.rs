@@ -158,3 +158,46 @@ fn what_others_break_is_repaired() {
         assert_eq!(daemon.processes(), 1);
     });
 }
+
+#[test]
+fn a_program_that_is_missing_is_named() {
+    in_namespace("linux::tests::host::a_program_that_is_missing_is_named", || async {
+        let daemon = Daemon::new("a");
+        // Mounts here are seen in this namespace only.
+        let spare = tempfile::tempdir().unwrap();
+        sh(&format!(
+            "cp $(command -v nft) {0}/nft && cp $(command -v ip) {0}/ip",
+            spare.path().display()
+        ));
+        sh("mount -t tmpfs none /usr/sbin");
+        let fabric = daemon.start();
+        // Nothing wanted: nothing missed.
+        fabric.sync(&[]).await.unwrap();
+        let missing = |result: Result<(), NetError>| match result {
+            Err(NetError::Missing { program, .. }) => program,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(missing(fabric.sync(&[network(1)]).await), "nft");
+        sh(&format!("cp {}/* /usr/sbin/", spare.path().display()));
+        assert_eq!(missing(fabric.sync(&[network(1)]).await), "dnsmasq");
+        // With the programs back, all goes away again.
+        sh("umount /usr/sbin");
+        fabric.sync(&[]).await.unwrap();
+        assert_eq!(daemon.files(), Vec::<String>::new());
+        assert!(!sh("ip -o link").contains("bba-"));
+    });
+}
+
+#[test]
+fn a_firewall_in_the_way_is_named() {
+    in_namespace("linux::tests::host::a_firewall_in_the_way_is_named", || async {
+        let daemon = Daemon::new("a");
+        let fabric = daemon.start();
+        fabric.sync(&[network(1)]).await.unwrap();
+        assert_eq!(fabric.obstacles().await, Vec::<String>::new());
+        sh("nft 'add table ip filter; add chain ip filter FORWARD \
+            { type filter hook forward priority 0; policy drop; }'");
+        let found = fabric.obstacles().await;
+        assert!(found.len() == 1 && found[0].contains("ip filter FORWARD"), "{found:?}");
+    });
+}

@@ -1,5 +1,7 @@
 //! What guests get: addresses, names, the world.
 
+use std::time::Instant;
+
 use basin_model::Bytes;
 
 use super::packet::{dhcp_reply, ping, pong};
@@ -82,4 +84,96 @@ fn guests_reach_the_world_by_the_servers_address() {
         assert_eq!(guest.hears(pong), WORLD);
         assert_eq!(sh("cat /proc/sys/net/ipv4/ip_forward").trim(), "0");
     });
+}
+
+#[test]
+fn other_names_come_from_the_servers_resolver() {
+    in_namespace("linux::tests::serve::other_names_come_from_the_servers_resolver", || async {
+        uplink();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf").display().to_string();
+        std::fs::write(&file, format!("nameserver {WORLD}\n")).unwrap();
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        // Seen in this namespace only.
+        sh(&format!("mount --bind {file} /etc/resolv.conf"));
+        outside(
+            "dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --pid-file= \
+                 --address=/world.test/192.0.2.7 --user=root",
+        );
+        let daemon = Daemon::new("a");
+        let fabric = daemon.start();
+        let mut net = network(1);
+        let lease = lease(&mut net, 10);
+        fabric.sync(&[net.clone()]).await.unwrap();
+        let guest = guest(&fabric, &net, &lease).await;
+        assert_eq!(guest.ask("www.world.test", 1), Some(vec![192, 0, 2, 7]));
+        // The network's own domain is never asked of others.
+        assert_eq!(guest.ask("nobody.vm.test", 1), None);
+    });
+}
+
+/// Subnets of every size that is allowed are served.
+#[test]
+fn subnets_of_any_size_work() {
+    in_namespace("linux::tests::serve::subnets_of_any_size_work", || async {
+        let daemon = Daemon::new("a");
+        let fabric = daemon.start();
+        for (subnet, last) in [("10.0.0.0/8", 200), ("10.77.16.0/20", 9), ("10.77.1.8/29", 14)] {
+            let mut net = network(1);
+            net.subnet = subnet.parse().unwrap();
+            net.gateway = net.subnet.hosts().next().unwrap();
+            let lease = lease(&mut net, last);
+            fabric.sync(&[net.clone()]).await.unwrap();
+            let guest = guest(&fabric, &net, &lease).await;
+            assert_eq!(guest.acquire(), lease.address, "{subnet}");
+            let [a, b, c, d] = lease.address.octets();
+            let reverse = guest.ask(&format!("{d}.{c}.{b}.{a}.in-addr.arpa"), 12);
+            assert!(reverse.is_some(), "{subnet}");
+            fabric.sync(&[]).await.unwrap();
+        }
+    });
+}
+
+/// A measurement, not a test: `cargo test -p basin-net measure -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints how long things take"]
+fn measure() {
+    in_namespace("linux::tests::serve::measure", || async {
+        uplink();
+        let daemon = Daemon::new("a");
+        let fabric = daemon.start();
+        let mut net = network(1);
+        let mut lines = String::new();
+        let mut guests = vec![];
+        let mut note = |what: String, since: Instant| {
+            lines += &format!("{what}: {:.1} ms\n", since.elapsed().as_secs_f64() * 1e3);
+        };
+        let start = Instant::now();
+        fabric.sync(&[net.clone()]).await.unwrap();
+        note("a network from nothing".into(), start);
+        for last in 2..=102 {
+            let lease = lease(&mut net, last);
+            let start = Instant::now();
+            fabric.sync(&[net.clone()]).await.unwrap();
+            let synced = Instant::now();
+            let guest = guest(&fabric, &net, &lease).await;
+            if last % 50 == 2 {
+                note(format!("tap {}", last - 1), synced);
+                note(format!("lease and tap {}", last - 1), start);
+            }
+            guests.push(guest);
+        }
+        fabric.sync(&[net.clone()]).await.unwrap();
+        let start = Instant::now();
+        for _ in 0..20 {
+            fabric.sync(&[net.clone()]).await.unwrap();
+        }
+        note("20 idle syncs, 101 taps".into(), start);
+        let start = Instant::now();
+        fabric.sync(&[]).await.unwrap();
+        note("all removed".into(), start);
+        std::fs::write("/tmp/basin-net-measure", lines).unwrap();
+    });
+    print!("{}", std::fs::read_to_string("/tmp/basin-net-measure").unwrap());
 }

@@ -37,7 +37,7 @@ pub fn in_namespace<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F
     let status = Command::new("ip")
         .args(["netns", "exec", server])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, name)
         .env(OUTSIDE, outside)
         .output()
@@ -85,6 +85,11 @@ pub fn uplink() {
          ip -n {outside} addr add {WORLD}/24 dev out0 && ip -n {outside} link set out0 up && \
          ip route add default via {WORLD}"
     ));
+}
+
+/// Runs a command in the world.
+pub fn outside(command: &str) {
+    sh(&format!("ip netns exec {} {command}", std::env::var(OUTSIDE).unwrap()));
 }
 
 /// A daemon's directories; the fabric can be made anew on them.
