@@ -14,7 +14,7 @@ use ipnet::Ipv4Net;
 use crate::dnsmasq::{self, Layout};
 use crate::fabric::{NetError, NetworkSpec};
 use crate::names::{Instance, TapOwner, bridge_alias, bridge_mac};
-use crate::rules;
+use crate::rules::{self, Guarded, Ruleset};
 use crate::spec::{accept, address};
 use crate::state::{
     Binding, BridgeSettings, Firewall, Hosts, Link, LinkKind, Observed, PortSettings, Service,
@@ -43,7 +43,7 @@ pub enum Op {
         on: bool,
     },
     LoadFirewall {
-        ruleset: String,
+        ruleset: Ruleset,
     },
     RemoveFirewall,
     CreateBridge {
@@ -150,13 +150,18 @@ pub fn firewall(
     instance: &Instance,
     networks: &[NetworkSpec],
     observed: &Observed,
-    guarded: &BTreeSet<String>,
-) -> String {
+    uplinks: &BTreeSet<String>,
+) -> Ruleset {
     let taps = own_taps(instance, observed)
         .filter(|(_, _, owner)| networks.iter().any(|n| n.id == owner.network))
         .map(|(name, _, owner)| (name.clone(), owner))
         .collect();
-    rules::ruleset(instance, networks, &taps, guarded)
+    let guarded = |n: &NetworkSpec| Guarded {
+        bridge: instance.bridge(n.id),
+        subnet: n.subnet,
+        gateway: n.gateway,
+    };
+    Ruleset { networks: networks.iter().map(guarded).collect(), taps, uplinks: uplinks.clone() }
 }
 
 /// The least MTU on the way to the world, and never more than Ethernet's own.

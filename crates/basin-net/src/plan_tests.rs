@@ -99,12 +99,15 @@ fn apply(o: &mut Observed, op: &Op) {
         }
         Op::SetUp { name } => {
             let Firewall::Loaded(rules) = &o.firewall else { panic!("{name} up without rules") };
-            assert!(rules.contains(name.as_str()), "{name} up without rules of its own");
+            assert!(
+                rules.text(&instance()).contains(name.as_str()),
+                "{name} up without rules of its own"
+            );
             link(o, name, &|l| l.up = true);
         }
         Op::AttachTap { name, bridge, .. } => {
             let Firewall::Loaded(rules) = &o.firewall else { panic!("{name} up without rules") };
-            assert!(rules.contains(name.as_str()), "{name} attached unguarded");
+            assert!(rules.text(&instance()).contains(name.as_str()), "{name} attached unguarded");
             let master = o.links[bridge].index;
             link(o, name, &|l| {
                 l.master = Some(master);
@@ -311,8 +314,8 @@ proptest! {
 
 fn damage(o: &mut Observed, hit: u8) {
     let own: Vec<String> = o.links.keys().filter(|n| is_own(o, n)).cloned().collect();
-    let bridges = own.iter().filter(|n| o.links[*n].is_own_bridge(n, &instance()));
-    let Some(bridge) = bridges.cloned().next() else { return };
+    let mut bridges = own.iter().filter(|n| o.links[*n].is_own_bridge(n, &instance()));
+    let Some(bridge) = bridges.next().cloned() else { return };
     let link = o.links.get_mut(&bridge).unwrap();
     match hit {
         0 => o.firewall = Firewall::Unknown,

@@ -7,8 +7,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::net::Ipv4Addr;
 
-use crate::fabric::NetworkSpec;
+use ipnet::Ipv4Net;
+
 use crate::names::{ANY_BRIDGE, Instance, TapOwner};
 
 /// Whether a foreign interface's name means just itself inside a ruleset.
@@ -28,18 +30,64 @@ pub fn removal(instance: &Instance) -> String {
     out
 }
 
-/// Replaces both tables. `guarded` are interfaces on which Basin turned
-/// forwarding on: the server routes from them to guests and nowhere else.
-pub fn ruleset(
-    instance: &Instance,
-    networks: &[NetworkSpec],
-    taps: &BTreeSet<(String, TapOwner)>,
-    guarded: &BTreeSet<String>,
-) -> String {
-    let mut out = removal(instance);
-    bridge_table(&mut out, instance, taps);
-    inet_table(&mut out, instance, networks, guarded);
-    out
+/// What the tables say, apart from what they always say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    pub networks: BTreeSet<Guarded>,
+    /// Taps by name, and whom each is held to.
+    pub taps: BTreeSet<(String, TapOwner)>,
+    /// Interfaces on which Basin turned forwarding on: the server routes from them
+    /// to guests and nowhere else.
+    pub uplinks: BTreeSet<String>,
+}
+
+/// A network as the rules know it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Guarded {
+    pub bridge: String,
+    pub subnet: Ipv4Net,
+    pub gateway: Ipv4Addr,
+}
+
+impl Ruleset {
+    /// Replaces both tables.
+    pub fn text(&self, instance: &Instance) -> String {
+        let mut out = removal(instance);
+        bridge_table(&mut out, instance, &self.taps);
+        inet_table(&mut out, instance, &self.networks, &self.uplinks);
+        out
+    }
+
+    /// Makes these rules of `old` ones where only taps differ. Replacing tables makes
+    /// the kernel wait until no packet is in them; on the way of a machine's start
+    /// that is too long.
+    pub fn change(&self, old: &Ruleset, instance: &Instance) -> Option<String> {
+        if self.networks != old.networks || self.uplinks != old.uplinks {
+            return None;
+        }
+        let table = instance.table();
+        let mut out = String::new();
+        for (set, element) in [("macs", mac_of as fn(&_) -> _), ("owners", owner_of)] {
+            let all = |r: &Ruleset| r.taps.iter().map(element).collect::<BTreeSet<String>>();
+            let (was, is) = (all(old), all(self));
+            for (verb, gone, left) in [("delete", &was, &is), ("add", &is, &was)] {
+                let items: Vec<_> = gone.difference(left).cloned().collect();
+                if !items.is_empty() {
+                    let items = items.join(", ");
+                    let _ = writeln!(out, "{verb} element bridge {table} {set} {{ {items} }}");
+                }
+            }
+        }
+        Some(out)
+    }
+}
+
+fn mac_of((tap, owner): &(String, TapOwner)) -> String {
+    format!("\"{tap}\" . {}", owner.mac)
+}
+
+fn owner_of((tap, owner): &(String, TapOwner)) -> String {
+    format!("\"{tap}\" . {} . {}", owner.mac, owner.address)
 }
 
 fn elements(items: impl Iterator<Item = String>) -> String {
@@ -48,10 +96,8 @@ fn elements(items: impl Iterator<Item = String>) -> String {
 }
 
 fn bridge_table(out: &mut String, instance: &Instance, taps: &BTreeSet<(String, TapOwner)>) {
-    let macs = elements(taps.iter().map(|(tap, owner)| format!("\"{tap}\" . {}", owner.mac)));
-    let owners = elements(
-        taps.iter().map(|(tap, owner)| format!("\"{tap}\" . {} . {}", owner.mac, owner.address)),
-    );
+    let macs = elements(taps.iter().map(mac_of));
+    let owners = elements(taps.iter().map(owner_of));
     let (table, taps) = (instance.table(), instance.tap_prefix());
     let _ = write!(
         out,
@@ -98,23 +144,19 @@ fn bridge_table(out: &mut String, instance: &Instance, taps: &BTreeSet<(String, 
 fn inet_table(
     out: &mut String,
     instance: &Instance,
-    networks: &[NetworkSpec],
-    guarded: &BTreeSet<String>,
+    networks: &BTreeSet<Guarded>,
+    uplinks: &BTreeSet<String>,
 ) {
-    let mut sorted: Vec<_> = networks.iter().map(|n| (instance.bridge(n.id), n)).collect();
-    sorted.sort_by(|a, b| a.0.cmp(&b.0));
     let (mut input, mut forward, mut nat) = (String::new(), String::new(), String::new());
-    for (bridge, network) in &sorted {
-        let NetworkSpec { subnet, gateway, .. } = network;
+    for Guarded { bridge, subnet, gateway } in networks {
         let _ =
             writeln!(input, "    iifname != {{ \"lo\", \"{bridge}\" }} ip daddr {gateway} drop");
         let _ = writeln!(forward, "    iifname \"{bridge}\" oifname \"{bridge}\" accept");
         let _ = writeln!(forward, "    iifname \"{bridge}\" ip saddr != {subnet} drop");
         let _ = writeln!(nat, "    ip saddr {subnet} oifname != \"{bridge}\" masquerade");
     }
-    let gateways =
-        elements(sorted.iter().map(|(bridge, n)| format!("\"{bridge}\" . {}", n.gateway)));
-    let guard = elements(guarded.iter().filter(|d| quotable(d)).map(|d| format!("\"{d}\"")));
+    let gateways = elements(networks.iter().map(|n| format!("\"{}\" . {}", n.bridge, n.gateway)));
+    let guard = elements(uplinks.iter().filter(|d| quotable(d)).map(|d| format!("\"{d}\"")));
     let (table, bridges) = (instance.table(), instance.bridge_prefix());
     let _ = write!(
         out,
@@ -175,7 +217,8 @@ mod tests {
         }
         let instance = Instance::new("a").unwrap();
         let guarded = BTreeSet::from(["eth*".to_owned(), "eth1".to_owned()]);
-        let text = ruleset(&instance, &[], &BTreeSet::new(), &guarded);
+        let (networks, taps) = Default::default();
+        let text = Ruleset { networks, taps, uplinks: guarded }.text(&instance);
         assert!(text.contains("elements = { \"eth1\" }"));
         assert!(!text.contains("eth*"));
     }

@@ -7,6 +7,7 @@ use basin_model::{MacAddr, NetworkId};
 use ipnet::Ipv4Net;
 
 use crate::names::{GROUP, Instance, TapOwner};
+use crate::rules::Ruleset;
 
 /// A server's networking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -141,8 +142,8 @@ pub enum Firewall {
     Absent,
     /// There are tables, and what is in them is not known to be right.
     Unknown,
-    /// Exactly this text was loaded and nothing changed since.
-    Loaded(String),
+    /// Exactly this was loaded and nothing changed since.
+    Loaded(Ruleset),
 }
 
 /// Which interfaces forward IPv4.

@@ -43,7 +43,7 @@ impl Hands<'_> {
             Op::SetForwarding { device, on } => {
                 sysctl::set(&Sysctl::Forwarding.path(device), u8::from(*on))
             }
-            Op::LoadFirewall { ruleset } => self.nft.load(ruleset).await,
+            Op::LoadFirewall { ruleset } => self.nft.load(self.instance, ruleset).await,
             Op::RemoveFirewall => self.nft.remove(self.instance).await,
             Op::CreateBridge { name } => netlink.create_bridge(name).await,
             Op::ConfigureBridge { name, alias, mac, mtu } => {

@@ -165,10 +165,9 @@ impl Fabric for LinuxFabric {
         // From here on, an error closes the file and with it the tap goes.
         let fd = tap::create(&name)?;
         let owner = TapOwner { network, nic, mac, address };
+        self.netlink.label_tap(&name, &owner.alias()).await?;
         let observed = observe::kernel(&self.instance, &self.layout, &self.netlink).await?;
         let mtu = plan::mtu(&observed);
-        self.netlink.label_tap(&name, &owner.alias(), mtu).await?;
-        let observed = observe::kernel(&self.instance, &self.layout, &self.netlink).await?;
         let guarded = plan::guarded(&observed);
         let ruleset = plan::firewall(&self.instance, &inner.networks, &observed, &guarded);
         let step = |why, op| Step { op, why, network: None };

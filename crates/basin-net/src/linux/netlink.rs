@@ -167,9 +167,9 @@ impl Netlink {
         self.handle.link().set(common).execute().await.map_err(refused(&what))
     }
 
-    pub async fn label_tap(&self, name: &str, alias: &str, mtu: u32) -> Result<(), NetError> {
+    pub async fn label_tap(&self, name: &str, alias: &str) -> Result<(), NetError> {
         let index = self.must(name).await?;
-        let message = LinkUnspec::new_with_index(index).alias(alias).mtu(mtu).build();
+        let message = LinkUnspec::new_with_index(index).alias(alias).build();
         let set = self.handle.link().set(message).execute().await;
         set.map_err(refused(&format!("labelling tap {name}")))
     }

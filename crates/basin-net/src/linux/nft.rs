@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use crate::fabric::NetError;
 use crate::names::Instance;
-use crate::rules;
+use crate::rules::{self, Ruleset};
 use crate::state::Firewall;
 
 const MISSING: NetError = NetError::Missing {
@@ -106,9 +106,18 @@ impl Nft {
         Ok(firewall)
     }
 
-    pub async fn load(&mut self, ruleset: &str) -> Result<(), NetError> {
-        self.change("loading the firewall of networks", ruleset, Firewall::Loaded(ruleset.into()))
-            .await
+    pub async fn load(&mut self, instance: &Instance, ruleset: &Ruleset) -> Result<(), NetError> {
+        const WHAT: &str = "loading the firewall of networks";
+        let then = || Firewall::Loaded(ruleset.clone());
+        let known = self.known.take().filter(|k| generation().is_ok_and(|g| g == k.generation));
+        if let Some(Known { firewall: Firewall::Loaded(old), .. }) = known
+            && let Some(script) = ruleset.change(&old, instance)
+            && !script.is_empty()
+            && self.change(WHAT, &script, then()).await.is_ok()
+        {
+            return Ok(());
+        }
+        self.change(WHAT, &ruleset.text(instance), then()).await
     }
 
     pub async fn remove(&mut self, instance: &Instance) -> Result<(), NetError> {

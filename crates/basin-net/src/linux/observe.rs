@@ -33,15 +33,17 @@ pub async fn kernel(
         let read = |(s, value): &(Sysctl, u8)| (*s, sysctl::get(&s.path(name)).unwrap_or(*value));
         link.sysctls = wanted.iter().map(read).collect();
     }
-    let forwarding = forwarding(layout, &links);
+    let forwarding = forwarding(instance, layout, &links);
     Ok(Observed { links, routes, forwarding, ..Observed::default() })
 }
 
-fn forwarding(layout: &Layout, links: &BTreeMap<String, Link>) -> Forwarding {
+fn forwarding(instance: &Instance, layout: &Layout, links: &BTreeMap<String, Link>) -> Forwarding {
+    // Machines' taps are many, and never a way to anywhere.
+    let others = links.iter().filter(|(name, l)| l.own_tap(name, instance).is_none());
     let on = |name: &&String| sysctl::get(&Sysctl::Forwarding.path(name)) == Some(1);
     Forwarding {
         global: sysctl::get("ipv4/ip_forward") == Some(1),
-        on: links.keys().filter(on).cloned().collect(),
+        on: others.map(|(name, _)| name).filter(on).cloned().collect(),
         recorded: files::forwarding(layout),
     }
 }

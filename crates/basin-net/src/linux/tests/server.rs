@@ -44,6 +44,9 @@ pub fn in_namespace<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F
         .unwrap();
     drop(namespaces);
     let text = String::from_utf8_lossy(&status.stdout);
+    // For `--nocapture`.
+    print!("{text}");
+    eprint!("{}", String::from_utf8_lossy(&status.stderr));
     assert!(text.contains("1 passed"), "{text}\n{}", String::from_utf8_lossy(&status.stderr));
 }
 
