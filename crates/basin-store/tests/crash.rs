@@ -88,7 +88,7 @@ async fn verify(path: &Path, acknowledged: &BTreeSet<String>) {
     assert_eq!(a, b, "half a transaction is there");
     let lost: Vec<_> = acknowledged.difference(&a).collect();
     assert!(lost.is_empty(), "acknowledged, but lost: {lost:?}");
-    // No more than one commit a writer can be done without being acknowledged.
+    // Every record is whole.
     let (values, _) = records::list::<u64>(&store, "a/").await.expect("records");
     assert_eq!(values.len(), a.len());
 }

@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::core::Core;
 use super::definition::{Outcome, StepContext, cancelled};
-use super::engine::Core;
 use super::faults::{Fault, Place, Point};
 use super::listener;
 use super::plan::{Cause, Next, Plan};

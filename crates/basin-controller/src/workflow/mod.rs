@@ -55,6 +55,7 @@
 //!
 //! `docs/decisions/0050-workflow-engine.md` says why this is not the crate steno.
 
+mod core;
 mod definition;
 mod driver;
 mod engine;
