@@ -1,1 +1,6 @@
 //! Pure. Decisions about the whole data centre: `(snapshot) -> plan + reasons` (DESIGN D6).
+//!
+//! No clock, no randomness, no I/O, no async: what the daemon decides, a test, a
+//! simulator and a what-if command decide in the very same way.
+
+pub mod place;
