@@ -1,0 +1,181 @@
+//! Pure. Every refusal of the application, in one place: a stable code, what was
+//! refused and why, and what to do. [`status`] maps codes to HTTP.
+
+use std::fmt::Display;
+
+use basin_model::task::Problem;
+
+fn problem(code: &str, detail: impl Into<String>, advice: impl Into<String>) -> Problem {
+    Problem { code: code.to_owned(), detail: detail.into(), advice: advice.into() }
+}
+
+/// HTTP status and title of a problem's code. A code that is not listed is the
+/// server's fault: a test holds every constructor here to the list.
+pub fn status(code: &str) -> (u16, &'static str) {
+    match code {
+        "malformed" => (400, "The request cannot be read"),
+        "unauthenticated" => (401, "Who are you?"),
+        "forbidden" => (403, "Not allowed"),
+        "not-found" => (404, "There is no such thing"),
+        "name-taken" => (409, "The name is taken"),
+        "mac-taken" => (409, "The MAC address is taken"),
+        "address-taken" => (409, "The address is taken"),
+        "network-full" => (409, "The network has no free address"),
+        "in-use" => (409, "It is in use"),
+        "wrong-state" => (409, "Not in this state"),
+        "busy" => (409, "Something else is changing it"),
+        "no-host" => (409, "No server can take it"),
+        "subnet-overlap" => (409, "The subnet is in use"),
+        "too-large" => (413, "The request is too large"),
+        "changed" => (412, "It has changed meanwhile"),
+        "invalid" => (422, "The request cannot be fulfilled"),
+        "cancelled" => (409, "Cancelled"),
+        "no-space" => (507, "Not enough space"),
+        "store-unavailable" => (503, "The state store is not available"),
+        "shutting-down" => (503, "The server is shutting down"),
+        "timeout" => (504, "It took too long"),
+        _ => (500, "Something went wrong"),
+    }
+}
+
+pub fn malformed(why: impl Display) -> Problem {
+    problem("malformed", format!("The request cannot be read: {why}"), "See /v1/openapi.json for what is expected.")
+}
+
+pub fn too_large(limit: usize) -> Problem {
+    problem("too-large", format!("The request's body is larger than {limit} bytes."), "Send disks and images as uploads.")
+}
+
+pub fn unauthenticated() -> Problem {
+    problem(
+        "unauthenticated",
+        "The request carries no valid token.",
+        "Send 'Authorization: Bearer SECRET'; 'basin token create NAME' on the server makes one.",
+    )
+}
+
+pub fn forbidden(what: &str) -> Problem {
+    problem("forbidden", format!("You may not {what}."), "Ask an administrator for the right.")
+}
+
+pub fn not_found(kind: &str, reference: &str) -> Problem {
+    problem(
+        "not-found",
+        format!("There is no {kind} '{reference}'."),
+        format!("'basin {kind} list' shows those there are."),
+    )
+}
+
+pub fn name_taken(kind: &str, name: impl Display) -> Problem {
+    problem("name-taken", format!("The {kind} name '{name}' is taken."), "Choose another name, or rename the other one.")
+}
+
+pub fn mac_taken(mac: impl Display) -> Problem {
+    problem("mac-taken", format!("MAC address {mac} belongs to another interface."), "Leave it out to have one made.")
+}
+
+pub fn address_taken(address: impl Display, network: impl Display) -> Problem {
+    problem(
+        "address-taken",
+        format!("Address {address} of network '{network}' belongs to another interface."),
+        "Leave it out to get the first free one.",
+    )
+}
+
+pub fn network_full(network: impl Display) -> Problem {
+    problem(
+        "network-full",
+        format!("Network '{network}' has no free address."),
+        "Delete VMs that are no longer needed, or use a network with a larger subnet.",
+    )
+}
+
+pub fn in_use(kind: &str, name: impl Display, by: &[String]) -> Problem {
+    let shown = by.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    let more = by.len().saturating_sub(5);
+    let by = if more > 0 { format!("{shown} and {more} more") } else { shown };
+    problem("in-use", format!("The {kind} '{name}' is in use by {by}."), "Delete or detach those first.")
+}
+
+pub fn wrong_state(kind: &str, name: impl Display, is: impl Display, advice: impl Into<String>) -> Problem {
+    problem("wrong-state", format!("The {kind} '{name}' is {is}."), advice)
+}
+
+pub fn busy(kind: &str, name: impl Display) -> Problem {
+    problem("busy", format!("The {kind} '{name}' is being changed by somebody else at this moment."), "Try again.")
+}
+
+pub fn changed(kind: &str, name: impl Display, now: u64) -> Problem {
+    problem(
+        "changed",
+        format!("The {kind} '{name}' is no longer what you read; it is at revision {now}."),
+        "Read it again, then repeat the change with the new ETag.",
+    )
+}
+
+pub fn invalid(detail: impl Display) -> Problem {
+    problem("invalid", detail.to_string(), "Correct the request and send it again.")
+}
+
+pub fn no_host(name: impl Display, reasons: &[String]) -> Problem {
+    problem(
+        "no-host",
+        format!("No server can run VM '{name}': {}.", reasons.join("; ")),
+        "Stop or shrink other VMs, or shrink this one.",
+    )
+}
+
+pub fn no_space(datastore: impl Display, needed: impl Display, left: impl Display, overcommit: u32) -> Problem {
+    problem(
+        "no-space",
+        format!(
+            "Datastore '{datastore}' has promised too much already: {needed} asked for, {left} left to promise (overcommit {overcommit} %)."
+        ),
+        "Delete volumes, use another datastore, or raise its overcommit if you watch its free space.",
+    )
+}
+
+pub fn store_unavailable(why: impl Display) -> Problem {
+    problem(
+        "store-unavailable",
+        format!("The change cannot be kept: {why}"),
+        "VMs go on running. See that the state directory's file system has space and is writable.",
+    )
+}
+
+pub fn timeout(what: impl Display) -> Problem {
+    problem("timeout", format!("{what} took too long."), "See the task and the VM's status for how it goes on.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_has_a_status_of_its_own() {
+        let all = [
+            malformed("x"),
+            too_large(1),
+            unauthenticated(),
+            forbidden("x"),
+            not_found("vm", "x"),
+            name_taken("vm", "x"),
+            mac_taken("x"),
+            address_taken("x", "n"),
+            network_full("n"),
+            in_use("image", "x", &["vm a".into()]),
+            wrong_state("vm", "x", "running", "Stop it."),
+            busy("vm", "x"),
+            changed("vm", "x", 1),
+            invalid("x"),
+            no_host("x", &[]),
+            no_space("d", 1, 2, 200),
+            store_unavailable("x"),
+            timeout("x"),
+        ];
+        for problem in all {
+            assert_ne!(status(&problem.code).0, 500, "{}", problem.code);
+            assert!(!problem.detail.is_empty() && !problem.advice.is_empty(), "{problem:?}");
+        }
+    }
+}
