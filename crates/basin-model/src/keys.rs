@@ -125,6 +125,18 @@ pub fn attachment(volume: VolumeId) -> String {
     format!("{ROOT}attachment/{volume}")
 }
 
+/// Touched by whoever begins to use a thing, compared by whoever deletes it: so
+/// that of the two only one succeeds, without a change to the thing itself.
+pub fn guard(kind: Kind, id: impl Display) -> String {
+    format!("{ROOT}guard/{}/{id}", kind.word())
+}
+
+/// Held by an operation that needs the thing for itself (a copy, a growth); a VM
+/// does not start on a volume that is locked.
+pub fn lock(kind: Kind, id: impl Display) -> String {
+    format!("{ROOT}lock/{}/{id}", kind.word())
+}
+
 /// The version of the records' layout.
 pub fn schema() -> String {
     format!("{ROOT}schema")
