@@ -137,6 +137,11 @@ pub fn lock(kind: Kind, id: impl Display) -> String {
     format!("{ROOT}lock/{}/{id}", kind.word())
 }
 
+/// That the defaults of a new data centre have been made.
+pub fn bootstrapped() -> String {
+    format!("{ROOT}bootstrapped")
+}
+
 /// The version of the records' layout.
 pub fn schema() -> String {
     format!("{ROOT}schema")

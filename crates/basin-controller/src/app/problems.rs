@@ -143,6 +143,10 @@ pub fn store_unavailable(why: impl Display) -> Problem {
     )
 }
 
+pub fn cancelled() -> Problem {
+    problem("cancelled", "It was cancelled.", "What had been done is taken back.")
+}
+
 pub fn timeout(what: impl Display) -> Problem {
     problem("timeout", format!("{what} took too long."), "See the task and the VM's status for how it goes on.")
 }
@@ -172,6 +176,7 @@ mod tests {
             no_space("d", 1, 2, 200),
             store_unavailable("x"),
             timeout("x"),
+            cancelled(),
         ];
         for problem in all {
             assert_ne!(status(&problem.code).0, 500, "{}", problem.code);

@@ -86,3 +86,13 @@ pub fn change<I: std::str::FromStr + Ord + Serialize, T: Named>(
     }
     Ok((checked(new_name, description, labels, old.created_at)?, txn))
 }
+
+impl<'a> From<&'a basin_api::reference::MetaPatch> for Change<'a> {
+    fn from(patch: &'a basin_api::reference::MetaPatch) -> Self {
+        Change {
+            name: patch.name.as_deref(),
+            description: patch.description.as_deref(),
+            labels: &patch.labels,
+        }
+    }
+}

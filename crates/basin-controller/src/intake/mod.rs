@@ -16,6 +16,7 @@ pub mod resolve;
 pub mod space;
 pub mod uses;
 pub mod vm;
+pub mod vm_disk;
 pub mod vm_nics;
 pub mod vm_patch;
 pub mod volume;

@@ -138,3 +138,8 @@ pub const fn kind_word(kind: ImageKind) -> &'static str {
         ImageKind::Initrd => "initrd",
     }
 }
+
+/// For what a record refers to and is not there.
+pub fn not_there(kind: &str, id: impl std::fmt::Display) -> Problem {
+    problems::not_found(kind, &id.to_string())
+}

@@ -1,6 +1,6 @@
 //! Pure. Who uses a thing: what a refusal to delete it names.
 
-use basin_model::volume::VolumeSource;
+use basin_model::volume::{Volume, VolumeSource, VolumeState};
 use basin_model::{DatastoreId, ImageId, NetworkId, VolumeId};
 
 use super::vm_patch::images_of;
@@ -15,11 +15,16 @@ impl Snapshot {
     }
 
     pub fn users_of_image(&self, id: ImageId) -> Vec<String> {
-        let links = |source| matches!(source, VolumeSource::LinkedImage { image } if image == id);
+        let needs = |v: &Volume| match v.source {
+            VolumeSource::LinkedImage { image } => image == id,
+            // Only while it is being copied.
+            VolumeSource::Image { image } => image == id && v.state == VolumeState::Creating,
+            _ => false,
+        };
         let volumes = self.volumes.values().map(|v| &v.value);
         let vms = self.vms.values().map(|vm| &vm.value);
         volumes
-            .filter(|v| links(v.source))
+            .filter(|v| needs(v))
             .map(|v| format!("volume {}", v.meta.name))
             .chain(
                 vms.filter(|vm| images_of(vm).any(|image| image == id))

@@ -1,0 +1,51 @@
+//! Tasks: what is under way, and what was.
+
+use std::time::Duration;
+
+use basin_model::TaskId;
+use basin_model::task::{Problem, Task};
+use basin_store::records::Versioned;
+
+use super::App;
+
+impl App {
+    /// The task as it is, with its progress of this moment.
+    pub fn task(&self, reference: &str) -> Result<Versioned<Task>, Problem> {
+        let mut record = self.inventory().read().task(reference)?.clone();
+        self.workflows.overlay(&mut record.value);
+        Ok(record)
+    }
+
+    pub fn tasks(&self) -> Vec<Versioned<Task>> {
+        let mut tasks: Vec<_> = self.inventory().read().tasks.values().cloned().collect();
+        for task in &mut tasks {
+            self.workflows.overlay(&mut task.value);
+        }
+        tasks
+    }
+
+    /// Waits until the task is over, but no longer than `limit`.
+    pub async fn wait_task(&self, reference: &str, limit: Duration) -> Result<Versioned<Task>, Problem> {
+        let id = self.task(reference)?.value.id;
+        let mut changes = self.inventory().changes();
+        let over = async {
+            loop {
+                changes.borrow_and_update();
+                let task = self.task(&id.to_string())?;
+                if task.value.state.is_over() || changes.changed().await.is_err() {
+                    return Ok(task);
+                }
+            }
+        };
+        match tokio::time::timeout(limit, over).await {
+            Ok(task) => task,
+            Err(_) => self.task(&id.to_string()),
+        }
+    }
+
+    pub async fn cancel_task(&self, reference: &str) -> Result<TaskId, Problem> {
+        let id = self.task(reference)?.value.id;
+        self.workflows.cancel(id).await?;
+        Ok(id)
+    }
+}

@@ -1,0 +1,197 @@
+//! Starting, stopping and pausing virtual machines.
+
+use std::time::Duration;
+
+use basin_model::host::QemuInfo;
+use basin_model::keys::{self, Kind};
+use basin_model::task::{Problem, Task};
+use basin_model::vm::{Phase, Placement, Power, PowerOff, Vm, VmStatus};
+use basin_model::{Bytes, VmId};
+use basin_sched::place::{Candidate, Demand, Verdict, place};
+use basin_store::records::{TxnBuilder, Versioned};
+use jiff::Timestamp;
+
+use super::inventory::Snapshot;
+use super::vms::committed_memory;
+use super::{App, problems};
+use crate::intake::vm_patch::is_stopped;
+use crate::workflows::vm_power_change::{Change, VmPowerChange};
+use crate::workflows::vm_power_on::VmPowerOn;
+
+/// How long a guest has to shut down when nobody says.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(90);
+
+impl App {
+    /// Places a VM and starts it.
+    pub async fn start_vm(&self, reference: &str) -> Result<Task, Problem> {
+        self.start(|snapshot, _| {
+            let vm = snapshot.vm(reference)?;
+            if !is_stopped(&vm.value, snapshot) && !is_waiting(status(&vm.value, snapshot)) {
+                let advice = "Nothing is to be done; or reset it, or resume it.";
+                return Err(problems::wrong_state("vm", &vm.value.meta.name, "not stopped", advice));
+            }
+            let (wanted, txn) = power_on(vm, snapshot)?;
+            Ok((VmPowerOn::new(&wanted), txn))
+        })
+        .await
+    }
+
+    /// Presses the power button, and pulls the plug after the timeout.
+    pub async fn shut_down_vm(
+        &self,
+        reference: &str,
+        timeout: Option<Duration>,
+    ) -> Result<Task, Problem> {
+        let timeout = timeout.unwrap_or(SHUTDOWN_TIMEOUT);
+        self.change_power(reference, Change::Off, |vm, now| {
+            let deadline = now.saturating_add(timeout).unwrap_or(Timestamp::MAX);
+            vm.run.power = Power::Off { how: PowerOff::Graceful { deadline } };
+        })
+        .await
+    }
+
+    pub async fn power_off_vm(&self, reference: &str) -> Result<Task, Problem> {
+        self.change_power(reference, Change::Off, |vm, _| {
+            vm.run.power = Power::Off { how: PowerOff::Now };
+        })
+        .await
+    }
+
+    pub async fn pause_vm(&self, reference: &str) -> Result<Task, Problem> {
+        self.change_power(reference, Change::Pause, |vm, _| vm.run.power = Power::Paused).await
+    }
+
+    pub async fn resume_vm(&self, reference: &str) -> Result<Task, Problem> {
+        self.change_power(reference, Change::Resume, |vm, _| vm.run.power = Power::Running).await
+    }
+
+    pub async fn reset_vm(&self, reference: &str) -> Result<Task, Problem> {
+        self.change_power(reference, Change::Reset, |vm, _| vm.run.resets += 1).await
+    }
+
+    async fn change_power(
+        &self,
+        reference: &str,
+        change: Change,
+        edit: impl Fn(&mut Vm, Timestamp) + Send,
+    ) -> Result<Task, Problem> {
+        self.start(|snapshot, mint| {
+            let vm = snapshot.vm(reference)?;
+            allowed(change, &vm.value, snapshot)?;
+            let mut wanted = vm.value.clone();
+            edit(&mut wanted, mint.now);
+            let txn = unlocked(vm).replace(vm, &wanted);
+            Ok((VmPowerChange::new(&wanted, change), txn))
+        })
+        .await
+    }
+}
+
+fn status(vm: &Vm, snapshot: &Snapshot) -> Option<VmStatus> {
+    snapshot.vm_statuses.get(&vm.id).map(|s| s.value.clone())
+}
+
+/// Between two tries: a request to start it now is worth trying.
+fn is_waiting(status: Option<VmStatus>) -> bool {
+    status.is_some_and(|s| matches!(s.phase, Phase::BackingOff { .. } | Phase::Failed))
+}
+
+fn allowed(change: Change, vm: &Vm, snapshot: &Snapshot) -> Result<(), Problem> {
+    let phase = status(vm, snapshot).map_or(Phase::Stopped, |s| s.phase);
+    let stopped = is_stopped(vm, snapshot);
+    let refuse = |is: &str, advice: &str| {
+        Err(problems::wrong_state("vm", &vm.meta.name, is, advice))
+    };
+    match change {
+        Change::Off if stopped => refuse("stopped already", "Nothing is to be done."),
+        Change::Pause | Change::Reset | Change::Resume if stopped => {
+            refuse("stopped", "Start it first.")
+        }
+        Change::Pause if phase != Phase::Running => {
+            refuse("not running", "Only a running VM can be paused.")
+        }
+        Change::Resume if phase != Phase::Paused => {
+            refuse("not paused", "Only a paused VM can be resumed.")
+        }
+        Change::Reset if !matches!(phase, Phase::Running | Phase::Paused | Phase::Crashed) => {
+            refuse("not running", "Only a running VM can be reset.")
+        }
+        Change::Off | Change::Pause | Change::Resume | Change::Reset => Ok(()),
+    }
+}
+
+/// A transaction that holds only while nobody has the VM for itself.
+fn unlocked(vm: &Versioned<Vm>) -> TxnBuilder {
+    TxnBuilder::new().require_absent(keys::lock(Kind::Vm, vm.value.id))
+}
+
+/// The VM as it is to run: placed, in a new epoch; and the transaction for it.
+pub fn power_on(
+    vm: &Versioned<Vm>,
+    snapshot: &Snapshot,
+) -> Result<(Vm, TxnBuilder), Problem> {
+    let mut wanted = vm.value.clone();
+    wanted.placement = Some(placement(&vm.value, snapshot)?);
+    wanted.run.power = Power::Running;
+    wanted.run.epoch += 1;
+    let mut txn = unlocked(vm).replace(vm, &wanted);
+    for disk in &wanted.spec.disks {
+        let volume = snapshot.volume(&disk.volume.to_string())?;
+        let clones = snapshot.linked_to_volume(disk.volume);
+        if !disk.read_only && !clones.is_empty() {
+            return Err(problems::in_use("volume", &volume.value.meta.name, &clones));
+        }
+        txn = txn.require_absent(keys::lock(Kind::Volume, disk.volume));
+    }
+    Ok((wanted, txn))
+}
+
+/// Where a VM starts: the same server keeps its generation, another gets the next.
+fn placement(vm: &Vm, snapshot: &Snapshot) -> Result<Placement, Problem> {
+    let candidates = candidates(snapshot, |other| other == vm.id);
+    let verdict = place(&demand(vm, snapshot), &candidates);
+    let Some(host) = verdict.chosen else {
+        return Err(problems::no_host(&vm.meta.name, &reasons(&verdict)));
+    };
+    Ok(match vm.placement {
+        Some(placement) if placement.host == host => placement,
+        Some(placement) => Placement { host, generation: placement.generation.next() },
+        None => Placement { host, generation: basin_model::Generation(1) },
+    })
+}
+
+pub fn demand(vm: &Vm, snapshot: &Snapshot) -> Demand {
+    let volumes = vm.spec.disks.iter().filter_map(|d| snapshot.volumes.get(&d.volume));
+    let tied_to = volumes.filter_map(|v| snapshot.datastore_host(&v.value)).next();
+    Demand { vcpus: vm.spec.vcpus, memory: vm.spec.memory, tied_to }
+}
+
+/// The servers with what is committed there, some VMs left out of the account.
+pub fn candidates(snapshot: &Snapshot, leave_out: impl Fn(VmId) -> bool) -> Vec<Candidate> {
+    let hosts = snapshot.hosts.values().map(|h| &h.value);
+    hosts
+        .filter_map(|host| {
+            let status = &snapshot.host_statuses.get(&host.id)?.value;
+            let here = |vm: &&Vm| vm.placement.is_some_and(|p| p.host == host.id);
+            let vms = snapshot.vms.values().map(|vm| &vm.value);
+            let committed: Bytes = vms
+                .filter(here)
+                .filter(|vm| !leave_out(vm.id) && !is_stopped(vm, snapshot))
+                .map(committed_memory)
+                .sum();
+            let unusable = match &status.qemu {
+                QemuInfo::Usable { .. } => None,
+                QemuInfo::Unusable { reason } => Some(reason.clone()),
+            };
+            let name = host.meta.name.to_string();
+            Some(Candidate { host: host.id, name, capacity: status.capacity, committed, unusable })
+        })
+        .collect()
+}
+
+pub fn reasons(verdict: &Verdict) -> Vec<String> {
+    if verdict.others.is_empty() {
+        return vec!["no server has reported yet".to_owned()];
+    }
+    verdict.others.iter().map(|(name, why)| format!("{name}: {why}")).collect()
+}

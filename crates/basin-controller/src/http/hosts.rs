@@ -1,0 +1,69 @@
+//! `/v1/hosts`
+
+use axum::Json;
+use axum::extract::{Path, State};
+use basin_api::Problem;
+use basin_api::host::Host;
+use basin_api::reference::{List, MetaPatch};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::{Administer, Allow, View};
+use super::convert;
+use super::etag::{IfMatch, Tagged};
+use super::extract::{Answer, Body};
+use super::{ApiError, Context};
+
+pub fn routes() -> OpenApiRouter<Context> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show, patch))
+}
+
+/// All servers.
+#[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
+    responses((status = 200, body = List<Host>), (status = "default", body = Problem)))]
+async fn list(_: Allow<View>, State(context): State<Context>) -> Answer<List<Host>> {
+    let snapshot = context.app.inventory().read();
+    let items = snapshot.hosts.values().map(|h| convert::host::host(h, &snapshot)).collect();
+    Ok(Json(List { items, revision: snapshot.revision.0 }))
+}
+
+/// One server, with its figures of the moment.
+#[utoipa::path(get, path = "/v1/hosts/{host}", tag = "hosts",
+    params(("host" = String, Path, description = "name or id")),
+    responses((status = 200, body = Host), (status = "default", body = Problem)))]
+async fn show(
+    _: Allow<View>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+) -> Result<Tagged<Host>, ApiError> {
+    let (mut host, id) = {
+        let snapshot = context.app.inventory().read();
+        let record = snapshot.host(&reference)?;
+        (convert::host::host(record, &snapshot), record.value.id)
+    };
+    if let Some(status) = &mut host.status
+        && let Ok(node) = context.app.nodes().get(id)
+    {
+        status.usage = Some(convert::usage::host(&node.usage().await.host));
+    }
+    let revision = host.meta.revision;
+    Ok(Tagged(host, revision))
+}
+
+/// Renames, describes or labels a server.
+#[utoipa::path(patch, path = "/v1/hosts/{host}", tag = "hosts", request_body = MetaPatch,
+    params(("host" = String, Path, description = "name or id"),
+           ("If-Match" = Option<String>, Header, description = "the ETag that was read")),
+    responses((status = 200, body = Host), (status = "default", body = Problem)))]
+async fn patch(
+    _: Allow<Administer>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+    IfMatch(expected): IfMatch,
+    Body(patch): Body<MetaPatch>,
+) -> Result<Tagged<Host>, ApiError> {
+    let id = context.app.patch_host(&reference, &patch, expected).await?;
+    let snapshot = context.app.inventory().read();
+    let record = snapshot.host(&id.to_string())?;
+    Ok(Tagged(convert::host::host(record, &snapshot), record.revision.0))
+}
