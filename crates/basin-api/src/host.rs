@@ -38,8 +38,20 @@ pub struct HostStatus {
     /// What the KVM probe found.
     pub kvm_reason: String,
     pub cgroups: String,
+    /// What keeps it from doing its work in full.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<HostUsage>,
+}
+
+/// Something that is wrong on a server until it is mended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Condition {
+    /// What it is about: `networks`, `blockd`, `datastore/ID`.
+    pub subject: String,
+    pub detail: String,
+    pub advice: String,
 }
 
 /// What running VMs were promised.

@@ -13,7 +13,10 @@ use super::problems;
 pub enum Actor {
     /// Root, over the server's own socket.
     Root,
-    Token { id: TokenId, name: String },
+    Token {
+        id: TokenId,
+        name: String,
+    },
 }
 
 /// What an endpoint lets one do, coarse enough to be granted by role.

@@ -102,6 +102,7 @@ impl App {
                 Ok(task) => return Ok(task),
                 Err(StartError::Refused(condition)) => self.catch_up(&condition).await?,
                 Err(StartError::Store(e)) => return Err(store_problem(&e)),
+                Err(e @ StartError::Unknown(_)) => return Err(problems::store_unavailable(e)),
             }
         }
         Err(contended())

@@ -39,11 +39,19 @@ pub fn status(code: &str) -> (u16, &'static str) {
 }
 
 pub fn malformed(why: impl Display) -> Problem {
-    problem("malformed", format!("The request cannot be read: {why}"), "See /v1/openapi.json for what is expected.")
+    problem(
+        "malformed",
+        format!("The request cannot be read: {why}"),
+        "See /v1/openapi.json for what is expected.",
+    )
 }
 
 pub fn too_large(limit: usize) -> Problem {
-    problem("too-large", format!("The request's body is larger than {limit} bytes."), "Send disks and images as uploads.")
+    problem(
+        "too-large",
+        format!("The request's body is larger than {limit} bytes."),
+        "Send disks and images as uploads.",
+    )
 }
 
 pub fn unauthenticated() -> Problem {
@@ -67,11 +75,19 @@ pub fn not_found(kind: &str, reference: &str) -> Problem {
 }
 
 pub fn name_taken(kind: &str, name: impl Display) -> Problem {
-    problem("name-taken", format!("The {kind} name '{name}' is taken."), "Choose another name, or rename the other one.")
+    problem(
+        "name-taken",
+        format!("The {kind} name '{name}' is taken."),
+        "Choose another name, or rename the other one.",
+    )
 }
 
 pub fn mac_taken(mac: impl Display) -> Problem {
-    problem("mac-taken", format!("MAC address {mac} belongs to another interface."), "Leave it out to have one made.")
+    problem(
+        "mac-taken",
+        format!("MAC address {mac} belongs to another interface."),
+        "Leave it out to have one made.",
+    )
 }
 
 pub fn address_taken(address: impl Display, network: impl Display) -> Problem {
@@ -94,15 +110,28 @@ pub fn in_use(kind: &str, name: impl Display, by: &[String]) -> Problem {
     let shown = by.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
     let more = by.len().saturating_sub(5);
     let by = if more > 0 { format!("{shown} and {more} more") } else { shown };
-    problem("in-use", format!("The {kind} '{name}' is in use by {by}."), "Delete or detach those first.")
+    problem(
+        "in-use",
+        format!("The {kind} '{name}' is in use by {by}."),
+        "Delete or detach those first.",
+    )
 }
 
-pub fn wrong_state(kind: &str, name: impl Display, is: impl Display, advice: impl Into<String>) -> Problem {
+pub fn wrong_state(
+    kind: &str,
+    name: impl Display,
+    is: impl Display,
+    advice: impl Into<String>,
+) -> Problem {
     problem("wrong-state", format!("The {kind} '{name}' is {is}."), advice)
 }
 
 pub fn busy(kind: &str, name: impl Display) -> Problem {
-    problem("busy", format!("The {kind} '{name}' is being changed by somebody else at this moment."), "Try again.")
+    problem(
+        "busy",
+        format!("The {kind} '{name}' is being changed by somebody else at this moment."),
+        "Try again.",
+    )
 }
 
 pub fn changed(kind: &str, name: impl Display, now: u64) -> Problem {
@@ -125,7 +154,12 @@ pub fn no_host(name: impl Display, reasons: &[String]) -> Problem {
     )
 }
 
-pub fn no_space(datastore: impl Display, needed: impl Display, left: impl Display, overcommit: u32) -> Problem {
+pub fn no_space(
+    datastore: impl Display,
+    needed: impl Display,
+    left: impl Display,
+    overcommit: u32,
+) -> Problem {
     problem(
         "no-space",
         format!(
@@ -148,7 +182,11 @@ pub fn cancelled() -> Problem {
 }
 
 pub fn timeout(what: impl Display) -> Problem {
-    problem("timeout", format!("{what} took too long."), "See the task and the VM's status for how it goes on.")
+    problem(
+        "timeout",
+        format!("{what} took too long."),
+        "See the task and the VM's status for how it goes on.",
+    )
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use basin_model::TaskId;
 use basin_model::task::{Problem, Task};
 use basin_store::records::Versioned;
 
-use super::App;
+use super::{App, problems, store_problem};
+use crate::workflow::CancelError;
 
 impl App {
     /// The task as it is, with its progress of this moment.
@@ -25,7 +26,11 @@ impl App {
     }
 
     /// Waits until the task is over, but no longer than `limit`.
-    pub async fn wait_task(&self, reference: &str, limit: Duration) -> Result<Versioned<Task>, Problem> {
+    pub async fn wait_task(
+        &self,
+        reference: &str,
+        limit: Duration,
+    ) -> Result<Versioned<Task>, Problem> {
         let id = self.task(reference)?.value.id;
         let mut changes = self.inventory().changes();
         let over = async {
@@ -45,7 +50,17 @@ impl App {
 
     pub async fn cancel_task(&self, reference: &str) -> Result<TaskId, Problem> {
         let id = self.task(reference)?.value.id;
-        self.workflows.cancel(id).await?;
+        self.workflows.cancel(id).await.map_err(|e| match e {
+            CancelError::NotFound(_) => problems::not_found("task", reference),
+            CancelError::Over(_) => {
+                problems::wrong_state("task", id, "over", "Nothing is to be done.")
+            }
+            CancelError::TooLate { step, .. } => {
+                let is = format!("past the point of no return (step {step})");
+                problems::wrong_state("task", id, is, "It will be done soon.")
+            }
+            CancelError::Store(e) => store_problem(&e),
+        })?;
         Ok(id)
     }
 }

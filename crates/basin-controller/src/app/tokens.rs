@@ -26,9 +26,9 @@ impl App {
             .commit(|snapshot, mint| {
                 let labels = Default::default();
                 let description = &request.description;
-                let meta =
-                    meta::new(&snapshot.tokens, &request.name, description, &labels, mint)?;
-                let lifetime = request.expires_in_seconds.map(|s| SignedDuration::from_secs(s as i64));
+                let meta = meta::new(&snapshot.tokens, &request.name, description, &labels, mint)?;
+                let lifetime =
+                    request.expires_in_seconds.map(|s| SignedDuration::from_secs(s as i64));
                 let token = Token {
                     id: TokenId::from_uuid(mint.uuid()),
                     meta,

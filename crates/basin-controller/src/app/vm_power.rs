@@ -28,7 +28,12 @@ impl App {
             let vm = snapshot.vm(reference)?;
             if !is_stopped(&vm.value, snapshot) && !is_waiting(status(&vm.value, snapshot)) {
                 let advice = "Nothing is to be done; or reset it, or resume it.";
-                return Err(problems::wrong_state("vm", &vm.value.meta.name, "not stopped", advice));
+                return Err(problems::wrong_state(
+                    "vm",
+                    &vm.value.meta.name,
+                    "not stopped",
+                    advice,
+                ));
             }
             let (wanted, txn) = power_on(vm, snapshot)?;
             Ok((VmPowerOn::new(&wanted), txn))
@@ -73,7 +78,7 @@ impl App {
         &self,
         reference: &str,
         change: Change,
-        edit: impl Fn(&mut Vm, Timestamp) + Send,
+        edit: impl Fn(&mut Vm, Timestamp) + Send + Sync,
     ) -> Result<Task, Problem> {
         self.start(|snapshot, mint| {
             let vm = snapshot.vm(reference)?;
@@ -99,9 +104,8 @@ fn is_waiting(status: Option<VmStatus>) -> bool {
 fn allowed(change: Change, vm: &Vm, snapshot: &Snapshot) -> Result<(), Problem> {
     let phase = status(vm, snapshot).map_or(Phase::Stopped, |s| s.phase);
     let stopped = is_stopped(vm, snapshot);
-    let refuse = |is: &str, advice: &str| {
-        Err(problems::wrong_state("vm", &vm.meta.name, is, advice))
-    };
+    let refuse =
+        |is: &str, advice: &str| Err(problems::wrong_state("vm", &vm.meta.name, is, advice));
     match change {
         Change::Off if stopped => refuse("stopped already", "Nothing is to be done."),
         Change::Pause | Change::Reset | Change::Resume if stopped => {
@@ -126,10 +130,7 @@ fn unlocked(vm: &Versioned<Vm>) -> TxnBuilder {
 }
 
 /// The VM as it is to run: placed, in a new epoch; and the transaction for it.
-pub fn power_on(
-    vm: &Versioned<Vm>,
-    snapshot: &Snapshot,
-) -> Result<(Vm, TxnBuilder), Problem> {
+pub fn power_on(vm: &Versioned<Vm>, snapshot: &Snapshot) -> Result<(Vm, TxnBuilder), Problem> {
     let mut wanted = vm.value.clone();
     wanted.placement = Some(placement(&vm.value, snapshot)?);
     wanted.run.power = Power::Running;

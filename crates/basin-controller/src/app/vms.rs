@@ -57,7 +57,12 @@ impl App {
             unchanged(vm, expected)?;
             if !force && !is_stopped(&vm.value, snapshot) {
                 let advice = "Shut it down first, or delete it with force.";
-                return Err(problems::wrong_state("vm", &vm.value.meta.name, "not stopped", advice));
+                return Err(problems::wrong_state(
+                    "vm",
+                    &vm.value.meta.name,
+                    "not stopped",
+                    advice,
+                ));
             }
             Ok(VmDelete::new(vm, keep_disks))
         })

@@ -61,8 +61,7 @@ impl App {
             unchanged(old, expected)?;
             let mut new = old.value.clone();
             let kind = (Kind::Volume, new.id);
-            let (meta, txn) =
-                meta::change(kind, &snapshot.volumes, &old.value.meta, patch.into())?;
+            let (meta, txn) = meta::change(kind, &snapshot.volumes, &old.value.meta, patch.into())?;
             new.meta = meta;
             let unlocked = keys::lock(Kind::Volume, new.id);
             Ok((new.id, txn.require_absent(unlocked).replace(old, &new)))

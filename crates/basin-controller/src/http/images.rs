@@ -31,11 +31,7 @@ pub fn routes() -> OpenApiRouter<Context> {
 #[utoipa::path(get, path = "/v1/images", tag = "images",
     params(("label" = Option<Vec<String>>, Query, description = "`KEY=VALUE`; all have to match")),
     responses((status = 200, body = List<Image>), (status = "default", body = Problem)))]
-async fn list(
-    _: Allow<View>,
-    State(context): State<Context>,
-    query: Pairs,
-) -> Answer<List<Image>> {
+async fn list(_: Allow<View>, State(context): State<Context>, query: Pairs) -> Answer<List<Image>> {
     let wanted = labels::selector(query.only(&["label"])?)?;
     let snapshot = context.app.inventory().read();
     let images = snapshot.images.values();

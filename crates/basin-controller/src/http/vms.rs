@@ -37,11 +37,7 @@ pub fn routes() -> OpenApiRouter<Context> {
 #[utoipa::path(get, path = "/v1/vms", tag = "vms",
     params(("label" = Option<Vec<String>>, Query, description = "`KEY=VALUE`; all have to match")),
     responses((status = 200, body = List<Vm>), (status = "default", body = Problem)))]
-async fn list(
-    _: Allow<View>,
-    State(context): State<Context>,
-    query: Pairs,
-) -> Answer<List<Vm>> {
+async fn list(_: Allow<View>, State(context): State<Context>, query: Pairs) -> Answer<List<Vm>> {
     let wanted = labels::selector(query.only(&["label"])?)?;
     let snapshot = context.app.inventory().read();
     let vms = snapshot.vms.values().filter(|vm| labels::matches(&wanted, &vm.value.meta.labels));
@@ -236,4 +232,3 @@ async fn remove_disk(
     let id = context.app.remove_disk(&reference, &volume, expected).await?;
     tagged(&context, id)
 }
-

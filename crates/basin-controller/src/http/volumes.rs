@@ -11,11 +11,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Allow, Configure, View};
+use super::convert::{self, labels};
 use super::etag::{IfMatch, Tagged};
 use super::extract::{Answer, Body, Pairs};
 use super::tasks::{Accepted, accepted};
 use super::{ApiError, Context};
-use super::convert::{self, labels};
 
 pub fn routes() -> OpenApiRouter<Context> {
     OpenApiRouter::new()

@@ -24,7 +24,9 @@ pub fn check(wanted: &Wanted) -> Result<CloudInit, Problem> {
         return refuse(format!("'{start}…' is not a public ssh key on one line"));
     }
     if let Some(hash) = &wanted.password_hash
-        && !(hash.starts_with('$') && hash.len() <= 256 && hash.chars().all(|c| c.is_ascii_graphic()))
+        && !(hash.starts_with('$')
+            && hash.len() <= 256
+            && hash.chars().all(|c| c.is_ascii_graphic()))
     {
         return refuse(
             "password_hash is not in crypt(5) form; 'openssl passwd -6' makes one".to_owned(),
@@ -37,7 +39,9 @@ pub fn check(wanted: &Wanted) -> Result<CloudInit, Problem> {
     let fields =
         wanted.user.is_some() || !wanted.ssh_keys.is_empty() || wanted.password_hash.is_some();
     if wanted.user_data.is_some() && fields {
-        return refuse("user_data replaces user, ssh_keys and password_hash: give one or the other".to_owned());
+        return refuse(
+            "user_data replaces user, ssh_keys and password_hash: give one or the other".to_owned(),
+        );
     }
     Ok(CloudInit {
         user: wanted.user.clone(),

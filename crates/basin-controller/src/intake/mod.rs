@@ -21,7 +21,6 @@ pub mod vm_nics;
 pub mod vm_patch;
 pub mod volume;
 
-
 pub use mint::Mint;
 
 use std::collections::BTreeSet;

@@ -9,7 +9,8 @@ use crate::app::inventory::Snapshot;
 impl Snapshot {
     /// Volumes whose reads fall through to the volume.
     pub fn linked_to_volume(&self, id: VolumeId) -> Vec<String> {
-        let links = |source| matches!(source, VolumeSource::LinkedVolume { volume } if volume == id);
+        let links =
+            |source| matches!(source, VolumeSource::LinkedVolume { volume } if volume == id);
         let volumes = self.volumes.values().map(|v| &v.value);
         volumes.filter(|v| links(v.source)).map(|v| format!("volume {}", v.meta.name)).collect()
     }

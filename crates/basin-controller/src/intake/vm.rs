@@ -76,11 +76,8 @@ pub fn create(
         run: Run { power: Power::Off { how: PowerOff::Now }, epoch: 0, resets: 0 },
         placement: None,
     };
-    let txn = uses
-        .into_txn()
-        .and(disks.txn)
-        .and(nics_txn)
-        .create(Kind::Vm.name(&vm.meta.name), &id);
+    let txn =
+        uses.into_txn().and(disks.txn).and(nics_txn).create(Kind::Vm.name(&vm.meta.name), &id);
     Ok(Draft { vm, volumes: disks.made, txn })
 }
 
@@ -114,7 +111,8 @@ impl Disks {
             }
             DiskChoice::New { source, format, datastore } => {
                 let name = format!("{}-disk{n}", vm.name);
-                let meta = meta::new(&snapshot.volumes, &name, "", &vm.labels.clone().into(), mint)?;
+                let meta =
+                    meta::new(&snapshot.volumes, &name, "", &vm.labels.clone().into(), mint)?;
                 let choice =
                     volume::Choice { source, format: *format, datastore: datastore.as_deref() };
                 let volume = volume::draft(choice, meta, snapshot, uses, mint)?;
@@ -162,7 +160,9 @@ fn serial(wanted: Option<&str>, volume: VolumeId) -> Result<String, Problem> {
     if (1..=20).contains(&text.len()) && text.chars().all(allowed) {
         return Ok(text.to_owned());
     }
-    Err(problems::invalid(format!("serial: '{text}' is not 1 to 20 of a-z, A-Z, 0-9, '.', '_', '-'")))
+    Err(problems::invalid(format!(
+        "serial: '{text}' is not 1 to 20 of a-z, A-Z, 0-9, '.', '_', '-'"
+    )))
 }
 
 pub(super) fn vcpus(n: u32) -> Result<Vcpus, Problem> {

@@ -18,7 +18,7 @@ use crate::app::problems;
 const NICS_MAX: usize = 8;
 
 /// Interfaces with their MAC and IPv4 addresses, and the keys that reserve them.
-pub fn draft(
+pub(super) fn draft(
     wanted: &[NewNic],
     snapshot: &Snapshot,
     uses: &mut Uses,

@@ -22,8 +22,7 @@ pub fn patch(
         description: patch.description.as_deref(),
         labels: &patch.labels,
     };
-    let (meta, mut txn) =
-        meta::change((Kind::Vm, new.id), &snapshot.vms, &old.value.meta, change)?;
+    let (meta, mut txn) = meta::change((Kind::Vm, new.id), &snapshot.vms, &old.value.meta, change)?;
     new.meta = meta;
     if let Some(policy) = patch.policy {
         new.spec.policy = vm::policy(policy);

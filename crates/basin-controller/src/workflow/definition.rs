@@ -133,6 +133,20 @@ impl<S> StepContext<S> {
         self.reporter.report(fraction, message.into());
     }
 
+    /// What a long copy reports to: bytes done of all, under the words given.
+    pub fn bytes_progress(&self, what: String) -> basin_storage::Progress {
+        let reporter = self.reporter.clone();
+        Arc::new(move |done, all| {
+            let fraction = all.filter(|all| all.get() > 0);
+            let fraction = fraction.map_or(0.0, |all| done.get() as f64 / all.get() as f64);
+            let message = match all {
+                Some(all) => format!("{what}: {done} of {all}"),
+                None => format!("{what}: {done}"),
+            };
+            reporter.report(fraction, message);
+        })
+    }
+
     /// An error if the workflow is to be cancelled; for loops.
     pub fn check_cancel(&self) -> Result<(), Problem> {
         if self.cancel.is_cancelled() { Err(cancelled()) } else { Ok(()) }

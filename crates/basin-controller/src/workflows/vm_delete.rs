@@ -78,9 +78,7 @@ impl VmDelete {
             if !clones.is_empty() {
                 return Err(problems::in_use("volume", &volume.meta.name, &clones));
             }
-            txn = txn
-                .require_absent(keys::lock(Kind::Volume, volume.id))
-                .replace(&record, &volume);
+            txn = txn.require_absent(keys::lock(Kind::Volume, volume.id)).replace(&record, &volume);
             self.volumes.push(volume);
         }
         commit_all(txn, cx).await

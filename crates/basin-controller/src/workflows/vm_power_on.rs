@@ -34,7 +34,8 @@ impl VmPowerOn {
 
     async fn unwant(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
         let epoch = self.epoch;
-        let off = app::update(&*cx.services.store, &keys::vm(self.vm), |mut vm: Vm| {
+        let key = keys::vm(self.vm);
+        let off = app::update(&*cx.services.store, &key, |mut vm: Vm| {
             // A later start is not this one's to take back.
             if vm.run.epoch == epoch {
                 vm.run.power = Power::Off { how: PowerOff::Now };

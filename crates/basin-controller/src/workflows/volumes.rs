@@ -5,8 +5,8 @@ use basin_model::task::Problem;
 use basin_model::volume::{Volume, VolumeSource, VolumeState};
 use basin_store::records::TxnBuilder;
 
-use crate::app::nodes::refused;
 use crate::app::Services;
+use crate::app::nodes::refused;
 use crate::intake::chain;
 use crate::intake::resolve::not_there;
 use crate::workflow::StepContext;

@@ -1,0 +1,64 @@
+//! Servers.
+
+use basin_api::host::{Committed, Condition, Host, HostStatus};
+use basin_model::host as model;
+use basin_model::{Bytes, HostId};
+use basin_store::records::Versioned;
+
+use super::meta;
+use crate::app::inventory::Snapshot;
+use crate::app::vms::committed_memory;
+use crate::intake::vm_patch::is_stopped;
+
+pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot) -> Host {
+    let host = &record.value;
+    let found = snapshot.host_statuses.get(&host.id);
+    Host {
+        meta: meta(host.id, &host.meta, record.revision),
+        status: found.map(|s| status(&s.value)),
+        committed: committed(host.id, snapshot),
+    }
+}
+
+fn committed(host: HostId, snapshot: &Snapshot) -> Committed {
+    let vms = snapshot.vms.values().map(|vm| &vm.value);
+    let here = vms.filter(|vm| vm.placement.is_some_and(|p| p.host == host));
+    let mut sum = Committed::default();
+    let mut memory = Bytes::ZERO;
+    for vm in here.filter(|vm| !is_stopped(vm, snapshot)) {
+        sum.vms += 1;
+        sum.vcpus += vm.spec.vcpus.0;
+        memory += committed_memory(vm);
+    }
+    Committed { memory_bytes: memory.get(), ..sum }
+}
+
+fn status(status: &model::HostStatus) -> HostStatus {
+    let (qemu_version, qemu_problem) = match &status.qemu {
+        model::QemuInfo::Usable { version, .. } => (Some(version.clone()), None),
+        model::QemuInfo::Unusable { reason } => (None, Some(reason.clone())),
+    };
+    HostStatus {
+        daemon_version: status.daemon_version.clone(),
+        started_at: status.started_at.to_string(),
+        kernel: status.kernel.clone(),
+        cpu_model: status.cpu_model.clone(),
+        cpus: status.capacity.cpus.0,
+        memory_bytes: status.capacity.memory.get(),
+        qemu_version,
+        qemu_problem,
+        accelerator: if status.kvm.usable { "kvm" } else { "tcg" }.to_owned(),
+        kvm_reason: status.kvm.reason.clone(),
+        cgroups: status.cgroups.clone(),
+        conditions: status
+            .conditions
+            .iter()
+            .map(|c| Condition {
+                subject: c.subject.clone(),
+                detail: c.problem.detail.clone(),
+                advice: c.problem.advice.clone(),
+            })
+            .collect(),
+        usage: None,
+    }
+}
