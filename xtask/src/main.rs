@@ -1,9 +1,15 @@
-//! Development tasks: `cargo run -p xtask -- COMMAND`; `make` calls them.
+//! Development tasks: `cargo run -p xtask -- TASK`; `make` calls them.
 
+mod demo;
 mod images;
+mod openapi;
 mod shell;
+mod steps;
+mod test;
+mod tidy;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -18,12 +24,37 @@ struct Cli {
 enum Task {
     /// Build the guest images that are missing or outdated
     Images { guests: Vec<images::Guest> },
+    /// Check the rules of architecture and style
+    Tidy,
+    /// Run all tests
+    Test,
+    /// Measure; all benchmarks when none is named
+    Bench { name: Option<String> },
+    /// Write openapi/basin-v1.json
+    Openapi,
+    /// Show the main job on real guests
+    Demo(demo::Options),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
     let workspace = workspace()?;
-    match Cli::parse().task {
+    match task {
         Task::Images { guests } => images::run(&workspace, &guests),
+        Task::Tidy => tidy::run(&workspace),
+        Task::Test => test::run(&workspace),
+        Task::Bench { name } => test::bench(&workspace, name.as_deref()),
+        Task::Openapi => openapi::run(&workspace),
+        Task::Demo(options) => demo::run(&workspace, &options),
     }
 }
 

@@ -13,6 +13,15 @@ pub fn command(program: &str, args: &[&dyn AsRef<OsStr>]) -> Command {
     command
 }
 
+/// Runs to the end; its output passes through.
+pub fn run(mut command: Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}
+
 /// Runs to the end without output; what it said is in the error if it fails.
 pub fn quietly(mut command: Command) -> Result<Vec<u8>> {
     let output = command
