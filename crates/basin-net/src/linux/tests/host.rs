@@ -53,8 +53,8 @@ fn forwarding_that_was_on_stays_on() {
     in_namespace("linux::tests::host::forwarding_that_was_on_stays_on", || async {
         uplink();
         sh("sysctl -qw net.ipv4.ip_forward=1");
-        let fabric = Daemon::new("a");
-        let fabric = (fabric.start(), fabric).0;
+        let daemon = Daemon::new("a");
+        let fabric = daemon.start();
         fabric.sync(&[network(1)]).await.unwrap();
         fabric.sync(&[]).await.unwrap();
         for key in ["ip_forward", "conf/up0/forwarding", "conf/all/forwarding"] {
