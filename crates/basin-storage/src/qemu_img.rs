@@ -223,4 +223,26 @@ mod tests {
         assert_eq!(percent_in(b"(x/100%)"), None);
         assert_eq!(percent_in(b"\xff/100%)"), None);
     }
+
+    /// On a file system of its own, seen by this thread only.
+    #[test]
+    fn a_file_system_that_is_full_is_told_from_other_failures() {
+        use nix::mount::{MsFlags, mount};
+        let dir = tempfile::tempdir().unwrap();
+        let result = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let source = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut &source, &[7; 8 << 20]).unwrap();
+            let options = Some("size=4m");
+            mount(Some("none"), dir.path(), Some("tmpfs"), MsFlags::empty(), options).unwrap();
+            let target = std::fs::File::create_new(dir.path().join("target")).unwrap();
+            let qemu = QemuImg { uid: None, cancel: &CancellationToken::new() };
+            let image = [Opened { file: source.into(), driver: "raw" }];
+            qemu.convert(&image, "qcow2", target.as_fd(), Bytes::mib(8), &mut |_| ())
+        });
+        let result = result.join().unwrap();
+        assert!(matches!(result, Err(ImgError::Full)), "{result:?}");
+    }
 }

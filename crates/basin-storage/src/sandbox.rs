@@ -222,3 +222,49 @@ fn drain(
         Err(e) => Err(e),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::fchown;
+
+    fn shell(script: &str, file: &std::fs::File, uid: Option<u32>) -> Ended {
+        let run = Run {
+            program: "sh",
+            args: vec!["-c".into(), script.into()],
+            files: vec![file.as_fd()],
+            uid,
+            limits: Limits { file_size: 1 << 20, cpu_seconds: 1 },
+        };
+        run.wait(&CancellationToken::new(), &mut |_| ()).unwrap()
+    }
+
+    #[test]
+    fn a_run_reaches_what_it_was_lent_and_nothing_else() {
+        let file = tempfile::tempfile().unwrap();
+        let uid = spare_uid().unwrap();
+        fchown(&file, Some(uid), Some(uid)).unwrap();
+        let lent = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let script = format!(
+            "id -u; cat {lent} && echo lent; cat /etc/shadow || echo closed; \
+             ls /sys/class/net >/dev/null; cat /proc/net/dev | grep -c : ; ulimit -v; kill -0 $PPID || echo apart"
+        );
+        let ended = shell(&script, &file, Some(uid));
+        let said = String::from_utf8(ended.stdout).unwrap();
+        // The one network device is the loopback of an empty namespace.
+        let expect = format!("{uid}\nlent\nclosed\n1\n{}\napart\n", ADDRESS_SPACE >> 10);
+        assert_eq!(said, expect, "{}", ended.stderr);
+    }
+
+    #[test]
+    fn a_run_without_end_or_measure_is_stopped() {
+        let file = tempfile::tempfile().unwrap();
+        let uid = spare_uid();
+        let ended = shell("while :; do :; done", &file, uid);
+        assert_eq!(ended.reason(), "it took too much time");
+        fchown(&file, uid, uid).unwrap();
+        let fill = format!("exec head -c 4M /dev/zero >/proc/self/fd/{}", file.as_raw_fd());
+        assert!(!shell(&fill, &file, uid).status.success());
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+    }
+}

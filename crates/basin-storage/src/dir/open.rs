@@ -21,6 +21,9 @@ use crate::datastore::StorageError;
 /// An upload that nobody imported by then is removed.
 const UPLOAD_LIFE: Duration = Duration::from_secs(24 * 3600);
 
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 #[derive(Serialize, Deserialize)]
 struct Marker {
     datastore: DatastoreId,
@@ -128,21 +131,27 @@ fn refuse_foreign(root: &Path) -> io::Result<Option<StorageError>> {
     Ok(None)
 }
 
+/// A daemon that was killed may have a child that has not ended or not begun its
+/// own program yet, and holds the lock for that moment: so it is tried for a while.
 fn lock(root: &Path) -> io::Result<Result<Lock, StorageError>> {
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(root.join(LOCK))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Ok(lock)),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(Err(StorageError::Invalid(format!(
-            "the datastore at {} is in use by another daemon",
-            root.display()
-        )))),
-        Err((_, e)) => Err(e.into()),
+    for _ in 0..LOCK_TRIES {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Ok(lock)),
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => file,
+            Err((_, e)) => return Err(e.into()),
+        };
+        std::thread::sleep(LOCK_PAUSE);
     }
+    Ok(Err(StorageError::Invalid(format!(
+        "the datastore at {} is in use by another daemon",
+        root.display()
+    ))))
 }
 
 fn write_marker(root: &Path, id: DatastoreId) -> io::Result<()> {
