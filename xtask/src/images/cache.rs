@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sha2::{Digest, Sha256};
 
 /// What an image is made of; anything that changes the outcome belongs in here.
@@ -40,8 +41,7 @@ pub fn ensure(
     build: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
-    let lock = File::create(cache.join(format!(".lock-{name}")))?;
-    lock.lock().context("cannot lock the image cache")?;
+    let _lock = lock(&cache.join(format!(".lock-{name}")))?;
 
     let versioned = format!("{name}-{}", key.finish());
     let done = cache.join(&versioned);
@@ -68,6 +68,15 @@ pub fn ensure(
     fs::rename(&fresh, &link)?;
     remove_others(cache, name, &versioned)?;
     Ok(done)
+}
+
+/// Held until the file is dropped here and in every program that the build started:
+/// they outlive a killed build for a while, and still write into its directory.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::create(path)?;
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    file.lock().context("cannot lock the image cache")?;
+    Ok(file)
 }
 
 /// Earlier versions; who has one open keeps it until it is closed.
@@ -148,6 +157,22 @@ mod tests {
             Ok(fs::write(dir.join("file"), "whole")?)
         });
         assert_eq!(text(&dir.unwrap()), "whole");
+    }
+
+    #[test]
+    fn the_lock_outlives_a_killed_build_until_its_programs_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = lock(&path).unwrap();
+        let mut program = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        drop(held);
+        let other = File::create(&path).unwrap();
+        let refused = other.try_lock();
+        program.kill().unwrap();
+        program.wait().unwrap();
+        assert!(matches!(refused, Err(fs::TryLockError::WouldBlock)));
+        // Another test's program may have been started in between, and holds it too.
+        other.lock().unwrap();
     }
 
     #[test]
