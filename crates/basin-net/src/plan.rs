@@ -7,12 +7,10 @@
 //! and planning again gives an empty plan.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 use basin_model::{MacAddr, NetworkId};
 use ipnet::Ipv4Net;
 
-use crate::confirm;
 use crate::dnsmasq::{self, Layout};
 use crate::fabric::{NetError, NetworkSpec};
 use crate::names::{Instance, TapOwner, bridge_alias, bridge_mac};
@@ -88,17 +86,14 @@ pub enum Op {
         bridge: String,
         arguments: Vec<String>,
     },
-    /// `name` is known of `server` once it has read the files.
     ReloadDnsmasq {
         network: NetworkId,
         pid: i32,
-        server: Ipv4Addr,
-        name: String,
     },
     ReleaseBinding {
         network: NetworkId,
         bridge: String,
-        server: Ipv4Addr,
+        server: std::net::Ipv4Addr,
         binding: Binding,
     },
 }
@@ -354,7 +349,6 @@ impl Planner<'_> {
         let observed = self.observed;
         let service = observed.services.get(&id).unwrap_or(&none);
         let hosts = dnsmasq::hosts(network);
-        let name = confirm::name(&hosts);
         let stale = service.hosts.as_ref() != Some(&hosts);
         if stale {
             self.step(
@@ -368,12 +362,7 @@ impl Planner<'_> {
         match &service.process {
             Some(p) if p.arguments == arguments && Some(p.bridge) == index => {
                 if stale || !service.hosts_loaded {
-                    let op = Op::ReloadDnsmasq {
-                        network: id,
-                        pid: p.pid,
-                        server: network.gateway,
-                        name,
-                    };
+                    let op = Op::ReloadDnsmasq { network: id, pid: p.pid };
                     self.step(Some(id), "it has not read the names and addresses", op);
                 }
             }

@@ -1,11 +1,28 @@
 //! What happens on one server: keeps the VMs that it owns as the store says they should be.
 //!
 //! [`NodeApi`] is what the controller asks of a server; everything else a server
-//! does follows from the store by itself.
+//! does follows from the store by itself: see `docs/reconcile.md`.
 
 mod api;
+mod blockd;
+mod config;
+mod console;
+mod datastores;
+mod disks;
+mod files;
+mod host;
+mod lockfile;
+mod networks;
+mod node;
+mod problem;
+mod serve;
+mod usage;
+mod vms;
 
 pub use api::{
     Chain, ConsoleIn, ConsoleLink, DiskUsage, HostUsage, NicUsage, NodeApi, NodeError, NodeUsage,
     VmUsage,
 };
+pub use config::{BlockdLauncher, BlockdMode, NodeConfig};
+pub use disks::{DiskError, Disks, FakeDisks};
+pub use node::LocalNode;

@@ -1,0 +1,255 @@
+//! A server's node: puts the parts together, and is what the controller calls.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use basin_model::host::{Condition, HostStatus};
+use basin_model::keys;
+use basin_model::task::Problem;
+use basin_net::Fabric;
+use basin_qemu::Engine;
+use basin_store::Store;
+use basin_store::records::TxnBuilder;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::NodeError;
+use crate::blockd::Supervisor;
+use crate::config::{BlockdMode, NodeConfig};
+use crate::console::{self, Consoles};
+use crate::datastores::Datastores;
+use crate::disks::Disks;
+use crate::host;
+use crate::lockfile::{self, StateLock};
+use crate::networks::Networks;
+use crate::problem::{node_error, problem};
+use crate::usage::Meter;
+use crate::vms::agent::{Agent, Found, traces};
+use crate::vms::parts::{Note, Parts};
+use crate::vms::{Machines, Vms};
+
+/// One server's node. Its tasks run until [`LocalNode::shutdown`]; VMs run on after that.
+pub struct LocalNode {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) datastores: Arc<Datastores>,
+    pub(crate) machines: Machines,
+    pub(crate) vms: Vms,
+    pub(crate) consoles: Consoles,
+    pub(crate) meter: Meter,
+    pub(crate) status: watch::Sender<HostStatus>,
+    blockd: Option<Supervisor>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    lock: std::sync::Mutex<Option<StateLock>>,
+}
+
+impl LocalNode {
+    /// Claims the state directory, takes over what runs here, and begins to make
+    /// the server as the store says it should be.
+    pub async fn start(
+        config: NodeConfig,
+        store: Arc<dyn Store>,
+        engine: Arc<dyn Engine>,
+        fabric: Arc<dyn Fabric>,
+    ) -> Result<Arc<LocalNode>, NodeError> {
+        prepare_dirs(&config)?;
+        let lock = lockfile::claim(&config.state_dir)?;
+        let status = host::status(&config).map_err(|e| unusable("read the server's facts", &e))?;
+        let rebooted =
+            host::rebooted(&config.state_dir).map_err(|e| unusable("read boot-id", &e))?;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+
+        let (disks, blockd): (Arc<dyn Disks>, _) = match &config.blockd {
+            BlockdMode::Given(disks) => (disks.clone(), None),
+            BlockdMode::Process(launcher) => {
+                let supervisor = Supervisor::start(launcher.clone(), &config, &tasks, &stop).await;
+                (Arc::new(supervisor.clone()), Some(supervisor))
+            }
+        };
+        let vms = Vms::default();
+        let datastores = Arc::new(Datastores::default());
+        let (opened, first_open) = oneshot::channel();
+        let follow = datastores.clone().follow(store.clone(), config.host, opened, stop.clone());
+        tasks.spawn(follow);
+        let (networks, work) =
+            Networks::start(store.clone(), fabric.clone(), vms.clone(), stop.clone());
+        tasks.spawn(work);
+
+        let parts = Arc::new(Parts {
+            store: store.clone(),
+            engine: engine.clone(),
+            fabric,
+            disks,
+            datastores: datastores.clone(),
+            networks,
+            state_dir: config.state_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            starts: Semaphore::new(starts_at_once()),
+        });
+        let adopted = engine.adopt().await.map_err(|e| node_error(&e))?;
+        let notes = parts.notes().map_err(|e| unusable("read what runs here", &e))?;
+        let ran: BTreeSet<_> = adopted.iter().map(|a| a.vm).collect();
+        take_over_disks(&*parts.disks, &notes, &ran).await;
+        let mut traces = traces(&*store, config.host).await.map_err(|e| node_error(&e))?;
+        traces.extend(notes.iter().map(|note| note.vm));
+
+        let machines = Machines::default();
+        let agent = Agent::new(config.host, parts.clone(), machines.clone(), vms.clone());
+        let found = Found { adopted, rebooted, traces };
+        let (settled, all_settled) = oneshot::channel();
+        let agent_stop = stop.clone();
+        tasks.spawn(async move {
+            // Most VMs stand on a datastore: without it their first start fails.
+            agent_stop.run_until_cancelled(first_open).await;
+            agent.run(found, settled, agent_stop).await;
+        });
+        let state_dir = config.state_dir.clone();
+        tasks.spawn(async move {
+            if all_settled.await.is_ok()
+                && let Err(error) = host::note_boot(&state_dir)
+            {
+                tracing::warn!(%error, "cannot note the server's boot");
+            }
+        });
+        tasks.spawn(console::keep_trimmed(machines.clone(), stop.clone()));
+
+        let node = Arc::new(LocalNode {
+            store,
+            parts,
+            datastores,
+            machines,
+            vms,
+            consoles: Consoles::default(),
+            meter: Meter::default(),
+            status: watch::channel(status).0,
+            blockd,
+            stop,
+            tasks,
+            lock: std::sync::Mutex::new(Some(lock)),
+        });
+        node.tasks.spawn(node.clone().report());
+        Ok(node)
+    }
+
+    /// Stops the daemon's own tasks. VMs, their disks and networks go on.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.datastores.close_all().await;
+        // From here on another daemon may take over.
+        drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+    }
+
+    /// Every condition there is now.
+    fn conditions(&self) -> Vec<Condition> {
+        let about = |subject: &str, problem: Option<Problem>| {
+            problem.map(|problem| Condition { subject: subject.to_owned(), problem })
+        };
+        let mut all = self.datastores.conditions();
+        all.extend(about("networks", self.parts.networks.problem()));
+        all.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
+        all
+    }
+
+    /// Keeps the host's status in the store right: at the start, and when a
+    /// condition comes or goes.
+    async fn report(self: Arc<Self>) {
+        let mut networks = self.parts.networks.changes();
+        let mut datastores = self.datastores.changes();
+        let mut blockd = self.blockd.as_ref().map(Supervisor::changes);
+        let mut written = None;
+        loop {
+            let conditions = self.conditions();
+            self.status.send_modify(|status| status.conditions = conditions);
+            let status = self.status.borrow().clone();
+            let mut again = None;
+            if written.as_ref() != Some(&status) {
+                let key = keys::host_status(status.host);
+                match TxnBuilder::new().put(key, &status).commit(&*self.store).await {
+                    Ok(_) => written = Some(status),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot write the host's status");
+                        again = Some(std::time::Duration::from_secs(5));
+                    }
+                }
+            }
+            let blockd = async {
+                match &mut blockd {
+                    Some(changes) => drop(changes.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            let timer = async {
+                match again {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                Ok(()) = networks.changed() => {}
+                Ok(()) = datastores.changed() => {}
+                () = blockd => {}
+                () = timer => {}
+                else => return,
+            }
+        }
+    }
+}
+
+/// Starting more at once than there are CPUs makes each of them slower.
+fn starts_at_once() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get()).max(2)
+}
+
+/// Disks of machines that run on stay; those of nobody are closed.
+async fn take_over_disks(disks: &dyn Disks, notes: &[Note], ran: &BTreeSet<basin_model::VmId>) {
+    let mut wanted = BTreeSet::new();
+    for note in notes {
+        wanted.extend(note.exports.iter().map(|e| e.volume));
+        if ran.contains(&note.vm) {
+            note.exports.iter().for_each(|export| disks.keep(export));
+        }
+    }
+    let exports = disks.list().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot ask which disks are served");
+        Vec::new()
+    });
+    for state in exports.into_iter().filter(|s| !wanted.contains(&s.export.volume)) {
+        let (volume, generation) = (state.export.volume, state.export.generation);
+        if let Err(error) = disks.close(volume, generation).await {
+            tracing::warn!(%volume, %error, "cannot close a disk that nobody uses");
+        }
+    }
+}
+
+fn unusable(what: &str, error: &std::io::Error) -> NodeError {
+    let advice = "run the daemon as root, and check the state and run directories' file systems";
+    NodeError(problem("node-unusable", format!("cannot {what}: {error}"), advice))
+}
+
+/// QEMU runs as other users and must pass through to what is theirs.
+fn prepare_dirs(config: &NodeConfig) -> Result<(), NodeError> {
+    let make = |path: &Path, mode: u32| {
+        std::fs::create_dir_all(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+    };
+    let (state, run) = (&config.state_dir, &config.run_dir);
+    let dirs = [
+        (state.clone(), 0o711),
+        (state.join("vms"), 0o711),
+        (run.clone(), 0o711),
+        (run.join("vms"), 0o711),
+        (run.join("blockd"), 0o711),
+        (run.join("parts"), 0o700),
+    ];
+    for (path, mode) in dirs {
+        make(&path, mode).map_err(|e| unusable(&format!("prepare {}", path.display()), &e))?;
+    }
+    Ok(())
+}

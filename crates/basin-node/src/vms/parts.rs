@@ -1,0 +1,268 @@
+//! What a machine stands on: exports, taps, a seed. Prepared for a launch, and taken away after.
+//!
+//! A note of what is about to be made is written first, beside the things
+//! themselves, and goes last. So whoever finds the note takes away what it names,
+//! and where there is no note there is nothing to take away.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use basin_blockd::control::{Export, Layer};
+use basin_model::image::ImageKind;
+use basin_model::vm::{Boot, Placement, Vm};
+use basin_model::{Generation, NicId, VmId};
+use basin_net::Fabric;
+use basin_qemu::{BootSpec, CdromSpec, DiskSpec, Engine, Machine, MachineSpec, NicSpec};
+use basin_storage::{LayerFile, SeedInput, build_seed};
+use basin_store::Store;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use super::chain;
+use super::decide::StartFailure;
+use crate::datastores::Datastores;
+use crate::disks::Disks;
+use crate::files;
+use crate::networks::Networks;
+use crate::problem::{A_FEW_TIMES, Explain, Unready, problem};
+
+/// More queues than this do not make a disk faster.
+const MOST_QUEUES: u32 = 4;
+
+/// Makes and takes away; shared by all VMs.
+pub struct Parts {
+    pub store: Arc<dyn Store>,
+    pub engine: Arc<dyn Engine>,
+    pub fabric: Arc<dyn Fabric>,
+    pub disks: Arc<dyn Disks>,
+    pub datastores: Arc<Datastores>,
+    pub networks: Networks,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    /// A server that has just booted has many VMs to start; all at once takes longest.
+    pub starts: Semaphore,
+}
+
+/// What may be there for a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    pub vm: VmId,
+    pub generation: Generation,
+    pub exports: Vec<Export>,
+    pub nics: Vec<NicId>,
+}
+
+/// Everything about a machine that is to be, before anything of it is made.
+struct Plan {
+    note: Note,
+    boot: BootSpec,
+    cdroms: Vec<CdromSpec>,
+    uid: u32,
+}
+
+fn failed(error: impl Explain) -> StartFailure {
+    let problem = error.problem();
+    StartFailure {
+        message: format!("{}; {}", problem.detail, problem.advice),
+        tries: error.tries(),
+    }
+}
+
+fn io_failed(what: &str, path: &Path, error: &io::Error) -> Unready {
+    let detail = format!("cannot {what} {}: {error}", path.display());
+    let problem =
+        problem("file-refused", detail, "look at the file system's free space and rights");
+    Unready { problem, tries: A_FEW_TIMES }
+}
+
+impl Parts {
+    /// Notes are in a directory of their own: those of the VMs belong to their QEMU.
+    fn note_dir(&self) -> PathBuf {
+        self.run_dir.join("parts")
+    }
+
+    fn note_path(&self, vm: VmId) -> PathBuf {
+        self.note_dir().join(format!("{vm}.json"))
+    }
+
+    fn vm_dir(&self, vm: VmId) -> PathBuf {
+        self.state_dir.join("vms").join(vm.to_string())
+    }
+
+    /// Everything that may be left from before.
+    pub fn notes(&self) -> io::Result<Vec<Note>> {
+        std::fs::create_dir_all(self.note_dir())?;
+        let mut notes = Vec::new();
+        for entry in std::fs::read_dir(self.note_dir())? {
+            let path = entry?.path();
+            match std::fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
+                Ok(Ok(note)) => notes.push(note),
+                other => tracing::warn!(path = %path.display(), ?other, "not a note of parts"),
+            }
+        }
+        Ok(notes)
+    }
+
+    fn note(&self, vm: VmId) -> Result<Option<Note>, Unready> {
+        let path = self.note_path(vm);
+        let read = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        };
+        read.map_err(|e| io_failed("read", &path, &e))
+    }
+
+    pub fn present(&self, vm: VmId) -> bool {
+        self.note_path(vm).exists()
+    }
+
+    /// Starts the machine. After an error nothing of it is left, unless taking it
+    /// away failed as well: then the note is still there.
+    pub async fn launch(
+        &self,
+        vm: &Vm,
+        placement: Placement,
+    ) -> Result<Arc<dyn Machine>, StartFailure> {
+        let _turn = self.starts.acquire().await;
+        let plan = self.plan(vm, placement).await.map_err(failed)?;
+        let launched = self.make(vm, placement, plan).await;
+        if launched.is_err()
+            && let Err(error) = self.dismantle(vm.id).await
+        {
+            let why = &error.problem.detail;
+            tracing::warn!(vm = %vm.id, %why, "cannot take away what a failed start left");
+        }
+        launched
+    }
+
+    async fn plan(&self, vm: &Vm, placement: Placement) -> Result<Plan, Unready> {
+        let uid = self.engine.uid(vm.id).await.map_err(unready)?;
+        let (store, places) = (&*self.store, &*self.datastores);
+        let queues = u16::try_from(vm.spec.vcpus.0.clamp(1, MOST_QUEUES)).unwrap_or(1);
+        let mut exports = Vec::new();
+        for disk in &vm.spec.disks {
+            let layers = chain::layers(store, places, disk.volume).await?;
+            exports.push(Export {
+                volume: disk.volume,
+                generation: placement.generation,
+                socket: self.run_dir.join("blockd").join(format!("{}.sock", disk.volume)),
+                uid,
+                layers: layers.into_iter().map(layer).collect(),
+                read_only: disk.read_only,
+                serial: disk.serial.clone(),
+                queues,
+            });
+        }
+        let file = async |id, kind| Ok(chain::image_file(store, places, id, kind).await?.path);
+        let mut cdroms = Vec::new();
+        for cdrom in &vm.spec.cdroms {
+            cdroms.push(CdromSpec { path: file(cdrom.image, ImageKind::Iso).await? });
+        }
+        let boot = match &vm.spec.boot {
+            Boot::Bios => BootSpec::Bios,
+            Boot::Uefi => BootSpec::Uefi { vars: self.vm_dir(vm.id).join("nvram.fd") },
+            Boot::Kernel { kernel, initrd, command_line } => BootSpec::Kernel {
+                kernel: file(*kernel, ImageKind::Kernel).await?,
+                initrd: match initrd {
+                    Some(id) => Some(file(*id, ImageKind::Initrd).await?),
+                    None => None,
+                },
+                command_line: command_line.clone(),
+            },
+        };
+        let nics = vm.spec.nics.iter().map(|nic| nic.id).collect();
+        let note = Note { vm: vm.id, generation: placement.generation, exports, nics };
+        Ok(Plan { note, boot, cdroms, uid })
+    }
+
+    async fn make(
+        &self,
+        vm: &Vm,
+        placement: Placement,
+        plan: Plan,
+    ) -> Result<Arc<dyn Machine>, StartFailure> {
+        self.networks.ready(&vm.spec.nics).await.map_err(failed)?;
+        let path = self.note_path(vm.id);
+        let json = serde_json::to_vec(&plan.note).map_err(io::Error::other);
+        json.and_then(|json| files::write(&path, &json, 0o600, None))
+            .map_err(|e| failed(io_failed("write", &path, &e)))?;
+        for export in &plan.note.exports {
+            self.disks.open(export).await.map_err(failed)?;
+        }
+        let mut cdroms = plan.cdroms;
+        if let Some(seed) = self.seed(vm, plan.uid).map_err(failed)? {
+            cdroms.push(CdromSpec { path: seed });
+        }
+        let mut taps: Vec<OwnedFd> = Vec::new();
+        for nic in &vm.spec.nics {
+            let tap = self.fabric.open_tap(nic.network, nic.id, nic.mac, nic.address).await;
+            taps.push(tap.map_err(failed)?);
+        }
+        let disk = |e: &Export| DiskSpec { socket: e.socket.clone(), queues: e.queues };
+        let spec = MachineSpec {
+            vm: vm.id,
+            generation: placement.generation,
+            name: vm.meta.name.to_string(),
+            vcpus: vm.spec.vcpus,
+            memory: vm.spec.memory,
+            cpu_model: vm.spec.cpu_model.clone(),
+            machine: vm.spec.machine,
+            boot: plan.boot,
+            disks: plan.note.exports.iter().map(disk).collect(),
+            cdroms,
+            nics: vm.spec.nics.iter().map(|nic| NicSpec { mac: nic.mac }).collect(),
+        };
+        self.engine.launch(&spec, taps).await.map_err(failed)
+    }
+
+    /// The cloud-init seed, made anew for each start from what the VM says now.
+    fn seed(&self, vm: &Vm, uid: u32) -> Result<Option<PathBuf>, Unready> {
+        let Some(cloud_init) = &vm.spec.cloud_init else { return Ok(None) };
+        let macs: Vec<_> = vm.spec.nics.iter().map(|nic| nic.mac).collect();
+        let instance_id = &vm.id.to_string();
+        let hostname = &vm.meta.name;
+        let input = SeedInput { instance_id, hostname, cloud_init, macs: &macs };
+        let iso = build_seed(&input).map_err(unready)?;
+        let path = self.vm_dir(vm.id).join("seed.iso");
+        // It has password hashes in it: for the VM's own user, and nobody else.
+        files::write(&path, &iso, 0o400, Some(uid)).map_err(|e| io_failed("write", &path, &e))?;
+        Ok(Some(path))
+    }
+
+    /// Takes away what the note names. Idempotent.
+    pub async fn dismantle(&self, vm: VmId) -> Result<(), Unready> {
+        let Some(note) = self.note(vm)? else { return Ok(()) };
+        for nic in note.nics {
+            self.fabric.close_tap(nic).await.map_err(unready)?;
+        }
+        for export in note.exports {
+            self.disks.close(export.volume, note.generation).await.map_err(unready)?;
+        }
+        let path = self.note_path(vm);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_failed("remove", &path, &e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what a VM that is no more left in the state directory.
+    pub async fn forget(&self, vm: VmId) -> Result<(), Unready> {
+        self.engine.forget(vm).await.map_err(unready)?;
+        let path = self.vm_dir(vm);
+        match std::fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_failed("remove", &path, &e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn layer(file: LayerFile) -> Layer {
+    Layer { path: file.path, format: file.format }
+}
+
+fn unready(error: impl Explain) -> Unready {
+    Unready { problem: error.problem(), tries: error.tries() }
+}
