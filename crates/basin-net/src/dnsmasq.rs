@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use basin_model::{MacAddr, NetworkId};
 
+use crate::confirm;
 use crate::fabric::NetworkSpec;
 use crate::state::{Binding, Hosts};
 
@@ -102,7 +103,7 @@ pub fn hosts(network: &NetworkSpec) -> Hosts {
         let _ = writeln!(hosts.dhcp, "{},{address},{}", lease.mac, lease.name);
         let _ = writeln!(hosts.dns, "{address} {}", lease.name);
     }
-    hosts
+    confirm::seal(hosts, &network.domain)
 }
 
 /// Reads a lease file; lines of another form are not ours to judge.

@@ -3,6 +3,7 @@
 //! What should be ([`NetworkSpec`]) and what is ([`state`]) are compared by a pure
 //! [`plan`]; only `linux` touches the kernel. [`Fabric`] is the seam.
 
+mod confirm;
 mod dnsmasq;
 mod fabric;
 pub mod fake;

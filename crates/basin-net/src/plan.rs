@@ -7,10 +7,12 @@
 //! and planning again gives an empty plan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use basin_model::{MacAddr, NetworkId};
 use ipnet::Ipv4Net;
 
+use crate::confirm;
 use crate::dnsmasq::{self, Layout};
 use crate::fabric::{NetError, NetworkSpec};
 use crate::names::{Instance, TapOwner, bridge_alias, bridge_mac};
@@ -86,14 +88,17 @@ pub enum Op {
         bridge: String,
         arguments: Vec<String>,
     },
+    /// `name` is known of `server` once it has read the files.
     ReloadDnsmasq {
         network: NetworkId,
         pid: i32,
+        server: Ipv4Addr,
+        name: String,
     },
     ReleaseBinding {
         network: NetworkId,
         bridge: String,
-        server: std::net::Ipv4Addr,
+        server: Ipv4Addr,
         binding: Binding,
     },
 }
@@ -349,6 +354,7 @@ impl Planner<'_> {
         let observed = self.observed;
         let service = observed.services.get(&id).unwrap_or(&none);
         let hosts = dnsmasq::hosts(network);
+        let name = confirm::name(&hosts);
         let stale = service.hosts.as_ref() != Some(&hosts);
         if stale {
             self.step(
@@ -362,7 +368,12 @@ impl Planner<'_> {
         match &service.process {
             Some(p) if p.arguments == arguments && Some(p.bridge) == index => {
                 if stale || !service.hosts_loaded {
-                    let op = Op::ReloadDnsmasq { network: id, pid: p.pid };
+                    let op = Op::ReloadDnsmasq {
+                        network: id,
+                        pid: p.pid,
+                        server: network.gateway,
+                        name,
+                    };
                     self.step(Some(id), "it has not read the names and addresses", op);
                 }
             }

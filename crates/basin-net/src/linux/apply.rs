@@ -72,8 +72,8 @@ impl Hands<'_> {
                 self.read(*network, process::by_pid_file(layout, *network).map(|p| p.pid));
                 Ok(())
             }
-            Op::ReloadDnsmasq { network, pid } => {
-                process::reload(layout, *network, *pid)?;
+            Op::ReloadDnsmasq { network, pid, server, name } => {
+                process::reload(layout, *network, *pid, *server, name).await?;
                 self.read(*network, Some(*pid));
                 Ok(())
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Stdio;
@@ -10,9 +11,11 @@ use std::time::Duration;
 
 use basin_model::NetworkId;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::net::UdpSocket;
 use tokio::process::Command;
 
 use super::ports;
+use crate::confirm;
 use crate::dnsmasq::Layout;
 use crate::fabric::NetError;
 use crate::state::Process;
@@ -151,11 +154,42 @@ fn signal(fd: &OwnedFd, signal: i32) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes it read its files of hosts again.
-pub fn reload(layout: &Layout, network: NetworkId, pid: i32) -> Result<(), NetError> {
+/// Makes it read its files of hosts again; when this returns it has, which shows by
+/// its knowing `name`.
+pub async fn reload(
+    layout: &Layout,
+    network: NetworkId,
+    pid: i32,
+    server: Ipv4Addr,
+    name: &str,
+) -> Result<(), NetError> {
     let what = || format!("telling DHCP and DNS of network {network} of a change");
     let fd = open(pid, &layout.mark(network)).ok_or_else(|| refused(what(), "it just ended"))?;
-    signal(&fd, libc::SIGHUP).map_err(|e| refused(what(), e))
+    signal(&fd, libc::SIGHUP).map_err(|e| refused(what(), e))?;
+    let asked = tokio::time::timeout(Duration::from_secs(5), ask_until_known(server, name)).await;
+    match asked {
+        Ok(result) => result.map_err(|e| refused(what(), e)),
+        Err(_) => Err(refused(what(), format!("it does not answer at {server}"))),
+    }
+}
+
+async fn ask_until_known(server: Ipv4Addr, name: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind((server, 0)).await?;
+    socket.connect((server, 53)).await?;
+    let mut answer = [0; 512];
+    for id in 0.. {
+        socket.send(&confirm::query(id, name)).await?;
+        // It answers in the order of questions; one that is lost is asked again.
+        let patience = Duration::from_millis(200);
+        let received = tokio::time::timeout(patience, socket.recv(&mut answer)).await;
+        if let Ok(length) = received
+            && confirm::known(id, &answer[..length?])
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
 }
 
 /// Ends it and waits until it is gone.

@@ -37,7 +37,7 @@ pub fn in_namespace<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F
     let status = Command::new("ip")
         .args(["netns", "exec", server])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--include-ignored"])
+        .args(["--exact", name, "--nocapture"])
         .env(INSIDE, name)
         .env(OUTSIDE, outside)
         .output()
