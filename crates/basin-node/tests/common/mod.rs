@@ -204,6 +204,11 @@ impl Server {
         tokio::time::timeout(AT_MOST, work).await.expect("it came about")
     }
 
+    /// The store's latest moment.
+    pub async fn revision(&self) -> basin_store::Revision {
+        self.store.list(basin_model::keys::ROOT).await.unwrap().revision
+    }
+
     /// Nothing of any VM is left: no machine, no export, no tap, no note.
     pub fn assert_empty(&self) {
         assert_eq!(self.world.running(), []);
