@@ -331,6 +331,10 @@ impl Disks for Supervisor {
         self.state().wanted.insert(export.volume, export.clone());
     }
 
+    fn up(&self) -> bool {
+        self.pid().is_some()
+    }
+
     fn pid(&self) -> Option<u32> {
         self.state().running.as_ref().map(|hello| hello.pid)
     }

@@ -32,6 +32,9 @@ pub trait Disks: Send + Sync + 'static {
     /// Keep serving this, which a machine that outlived the daemon uses.
     fn keep(&self, export: &Export);
 
+    /// Whether it answers now.
+    fn up(&self) -> bool;
+
     /// The process, once it runs.
     fn pid(&self) -> Option<u32>;
 }
@@ -102,6 +105,10 @@ impl Disks for FakeDisks {
 
     fn keep(&self, export: &Export) {
         self.state().exports.insert(export.volume, export.clone());
+    }
+
+    fn up(&self) -> bool {
+        true
     }
 
     fn pid(&self) -> Option<u32> {

@@ -216,6 +216,10 @@ async fn take_over_disks(disks: &dyn Disks, notes: &[Note], ran: &BTreeSet<basin
             note.exports.iter().for_each(|export| disks.keep(export));
         }
     }
+    // A blockd that is down serves nothing; it is not waited for.
+    if !disks.up() {
+        return;
+    }
     let exports = disks.list().await.unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot ask which disks are served");
         Vec::new()
