@@ -23,8 +23,11 @@ pub struct Events {
     kinds: Vec<String>,
     /// What was asked for at first.
     after: u64,
-    /// The last event seen.
-    last_id: Option<String>,
+    /// The revision of the last event, and what came with it. More may belong to it:
+    /// one transaction can change several resources.
+    last: Option<(u64, Vec<(String, String)>)>,
+    /// What the new connection repeats, after the old one broke.
+    repeated: Vec<(String, String)>,
     open: Option<(Response, Parser)>,
     ready: VecDeque<Event>,
     retry: Retry,
@@ -43,7 +46,8 @@ impl Client {
             client: self.clone(),
             kinds: kinds.iter().map(|k| (*k).to_owned()).collect(),
             after,
-            last_id: None,
+            last: None,
+            repeated: Vec::new(),
             open: None,
             ready: VecDeque::new(),
             retry: Retry::new(self.patience),
@@ -86,6 +90,7 @@ impl Events {
             Some(open) => open,
             None => {
                 let open = self.connect().await?;
+                self.repeated = self.last.iter().flat_map(|(_, with)| with.clone()).collect();
                 self.open.insert(open)
             }
         };
@@ -97,11 +102,27 @@ impl Events {
         for message in parser.feed(&chunk) {
             let event = decode(&message)
                 .map_err(|e| self.client.protocol(format!("{e} in event '{}'", message.data)))?;
-            self.last_id = message.id.or(self.last_id.take());
-            self.ready.push_back(event);
+            self.take(event);
         }
         self.retry.succeeded();
         Ok(())
+    }
+
+    fn take(&mut self, event: Event) {
+        let subject = (event.kind.clone(), event.id.clone());
+        match &mut self.last {
+            Some((revision, _))
+                if *revision == event.revision && self.repeated.contains(&subject) =>
+            {
+                return;
+            }
+            Some((revision, with)) if *revision == event.revision => with.push(subject),
+            last => {
+                *last = Some((event.revision, vec![subject]));
+                self.repeated.clear();
+            }
+        }
+        self.ready.push_back(event);
     }
 
     async fn connect(&self) -> Result<(Response, Parser), ClientError> {
@@ -112,8 +133,9 @@ impl Events {
             .unlimited(Method::GET, &["events"])?
             .query(&query)
             .header("accept", "text/event-stream");
-        if let Some(id) = &self.last_id {
-            request = request.header("last-event-id", id);
+        if let Some((revision, _)) = self.last {
+            // From before it, for the rest of what belongs to it.
+            request = request.header("last-event-id", revision.saturating_sub(1));
         }
         // The stream has no limit in time, its beginning has.
         let response = tokio::time::timeout(SILENCE, self.client.send(request))
