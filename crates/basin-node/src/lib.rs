@@ -9,6 +9,7 @@ mod config;
 mod console;
 mod datastores;
 mod disks;
+pub mod doctor;
 mod files;
 mod host;
 mod lockfile;

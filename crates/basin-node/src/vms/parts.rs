@@ -126,8 +126,9 @@ impl Parts {
         vm: &Vm,
         placement: Placement,
     ) -> Result<Arc<dyn Machine>, StartFailure> {
-        let _turn = self.starts.acquire().await;
         let plan = self.plan(vm, placement).await.map_err(failed)?;
+        self.networks.ready(&vm.spec.nics).await.map_err(failed)?;
+        let _turn = self.starts.acquire().await;
         let launched = self.make(vm, placement, plan).await;
         if launched.is_err()
             && let Err(error) = self.dismantle(vm.id).await
@@ -184,7 +185,6 @@ impl Parts {
         placement: Placement,
         plan: Plan,
     ) -> Result<Arc<dyn Machine>, StartFailure> {
-        self.networks.ready(&vm.spec.nics).await.map_err(failed)?;
         let path = self.note_path(vm.id);
         let json = serde_json::to_vec(&plan.note).map_err(io::Error::other);
         json.and_then(|json| files::write(&path, &json, 0o600, None))
