@@ -55,6 +55,9 @@ enum Command {
   basin completions zsh > ~/.zfunc/_basin
   basin completions fish > ~/.config/fish/completions/basin.fish")]
     Completions { shell: clap_complete::Shell },
+    /// Print the API's OpenAPI document
+    #[command(hide = true)]
+    Openapi,
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,10 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Basin::command(), "basin", &mut script);
             cli::print_raw(&script)
         }
+        Command::Openapi => match basin_controller::http::openapi().to_pretty_json() {
+            Ok(document) => cli::print_raw(format!("{document}\n").as_bytes()),
+            Err(error) => exit(Err(error.into())),
+        },
     }
 }
 

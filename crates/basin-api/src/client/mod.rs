@@ -21,6 +21,6 @@ pub use connect::{Client, Settings};
 pub use console::{Console, ConsoleInput, ConsoleOutput};
 pub use error::ClientError;
 pub use events::Events;
-pub use resource::{Creatable, Deletable, Patchable, Resource};
+pub use resource::{Creatable, Deletable, Patchable, Readable, Resource};
 pub use tasks::Progress;
 pub use vms::{DeleteVm, VmAction};

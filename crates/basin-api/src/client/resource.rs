@@ -12,7 +12,7 @@ use crate::datastore::{Datastore, DatastoreCreate};
 use crate::host::Host;
 use crate::image::{Image, ImageCreate};
 use crate::network::{Network, NetworkCreate};
-use crate::reference::{List, Meta, MetaPatch};
+use crate::reference::{List, MetaPatch};
 use crate::task::Task;
 use crate::token::{Token, TokenCreate, TokenCreated};
 use crate::vm::{Vm, VmCreate, VmPatch};
@@ -26,6 +26,9 @@ pub trait Resource: DeserializeOwned + Serialize {
     const NOUN: &str;
 }
 
+/// One that can be read by itself, not only in a list.
+pub trait Readable: Resource {}
+
 /// One that can be made.
 pub trait Creatable: Resource {
     type Create: Serialize;
@@ -36,7 +39,6 @@ pub trait Creatable: Resource {
 /// One whose descriptive part, at least, can be changed.
 pub trait Patchable: Resource {
     type Patch: Serialize + From<MetaPatch>;
-    fn meta(&self) -> &Meta;
 }
 
 /// One that can be deleted.
@@ -45,35 +47,52 @@ pub trait Deletable: Resource {
     type Deleted: DeserializeOwned;
 }
 
+/// `resource!(TYPE, NOUN, PATH; get; create BODY => ANSWER; patch BODY; delete => ANSWER)`
 macro_rules! resource {
-    ($type:ty, $noun:literal, $path:literal
-     $(, create $create:ty => $created:ty)? $(, patch $patch:ty)? $(, delete => $deleted:ty)?) => {
+    ($type:ty, $noun:literal, $path:literal $(; $verb:ident $($body:ident)? $(=> $answer:ty)?)*) => {
         impl Resource for $type {
             const PATH: &str = $path;
             const NOUN: &str = $noun;
         }
-        $(impl Creatable for $type { type Create = $create; type Created = $created; })?
-        $(impl Patchable for $type {
-            type Patch = $patch;
-            fn meta(&self) -> &Meta { &self.meta }
-        })?
-        $(impl Deletable for $type { type Deleted = $deleted; })?
+        $(verb!($verb $type $(, $body)? $(=> $answer)?);)*
+    };
+}
+
+macro_rules! verb {
+    (get $type:ty) => {
+        impl Readable for $type {}
+    };
+    (create $type:ty, $body:ty => $answer:ty) => {
+        impl Creatable for $type {
+            type Create = $body;
+            type Created = $answer;
+        }
+    };
+    (patch $type:ty, $body:ty) => {
+        impl Patchable for $type {
+            type Patch = $body;
+        }
+    };
+    (delete $type:ty => $answer:ty) => {
+        impl Deletable for $type {
+            type Deleted = $answer;
+        }
     };
 }
 
 // A VM's deletion takes options: see `delete_vm`.
-resource!(Vm, "vm", "vms", create VmCreate => Task, patch VmPatch);
-resource!(Image, "image", "images",
-          create ImageCreate => Task, patch MetaPatch, delete => Task);
-resource!(Volume, "volume", "volumes",
-          create VolumeCreate => Task, patch MetaPatch, delete => Task);
-resource!(Datastore, "datastore", "datastores",
-          create DatastoreCreate => Datastore, patch MetaPatch, delete => IgnoredAny);
-resource!(Network, "network", "networks",
-          create NetworkCreate => Network, patch MetaPatch, delete => IgnoredAny);
-resource!(Host, "host", "hosts", patch MetaPatch);
-resource!(Task, "task", "tasks");
-resource!(Token, "token", "tokens", create TokenCreate => TokenCreated, delete => IgnoredAny);
+resource!(Vm, "vm", "vms"; get; create VmCreate => Task; patch VmPatch);
+resource!(Image, "image", "images";
+          get; create ImageCreate => Task; patch MetaPatch; delete => Task);
+resource!(Volume, "volume", "volumes";
+          get; create VolumeCreate => Task; patch MetaPatch; delete => Task);
+resource!(Datastore, "datastore", "datastores";
+          get; create DatastoreCreate => Datastore; patch MetaPatch; delete => IgnoredAny);
+resource!(Network, "network", "networks";
+          get; create NetworkCreate => Network; patch MetaPatch; delete => IgnoredAny);
+resource!(Host, "host", "hosts"; get; patch MetaPatch);
+resource!(Task, "task", "tasks"; get);
+resource!(Token, "token", "tokens"; create TokenCreate => TokenCreated; delete => IgnoredAny);
 
 impl From<MetaPatch> for VmPatch {
     fn from(MetaPatch { name, description, labels }: MetaPatch) -> VmPatch {
@@ -96,7 +115,7 @@ impl Client {
     }
 
     /// By name or id.
-    pub async fn get<R: Resource>(&self, which: &str) -> Result<R, ClientError> {
+    pub async fn get<R: Readable>(&self, which: &str) -> Result<R, ClientError> {
         self.json(self.request(Method::GET, &[R::PATH, which])?).await
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use basin_api::client::Progress;
+use basin_api::client::{Progress, Readable};
 use basin_api::task::{Task, TaskState};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,7 +23,7 @@ pub struct Wait {
 impl Session {
     /// Waits for a task about a resource that is there afterwards: prints the resource,
     /// or says `vm web VERB`. Without waiting prints the task.
-    pub async fn finish<R: View>(
+    pub async fn finish<R: View + Readable>(
         &self,
         task: Task,
         wait: Wait,

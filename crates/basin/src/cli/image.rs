@@ -19,7 +19,11 @@ use super::view::{View, meta_sheet, name, word};
 pub enum Command {
     /// List images
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Only those with this label (repeatable; all must be there)
+        #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse_label)]
+        label: Vec<(String, String)>,
+    },
     /// Show one in full
     Show { image: String },
     /// Import an image from a file or a URL
@@ -95,7 +99,7 @@ pub enum SourceFormatArg {
 impl Command {
     pub async fn run(self, session: &Session) -> Result<(), CliError> {
         match self {
-            Command::List => session.list::<Image>(&[].into()).await,
+            Command::List { label } => session.list::<Image>(&label.into_iter().collect()).await,
             Command::Show { image } => session.show::<Image>(&image).await,
             Command::Import(args) => args.run(session).await,
             Command::Delete { image, wait } => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use basin_api::client::{Client, Resource, Settings};
+use basin_api::client::{Client, Readable, Resource, Settings};
 use basin_api::reference::List;
 
 use super::error::CliError;
@@ -38,7 +38,7 @@ impl Session {
         })
     }
 
-    pub async fn show<R: View>(&self, which: &str) -> Result<(), CliError> {
+    pub async fn show<R: View + Readable>(&self, which: &str) -> Result<(), CliError> {
         self.print(&self.client.get::<R>(which).await?)
     }
 

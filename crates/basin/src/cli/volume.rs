@@ -17,7 +17,11 @@ use super::view::{View, meta_sheet, name, word};
 pub enum Command {
     /// List volumes
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Only those with this label (repeatable; all must be there)
+        #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse_label)]
+        label: Vec<(String, String)>,
+    },
     /// Show one in full
     Show { volume: String },
     /// Make a volume: blank, or of an image
@@ -103,7 +107,7 @@ struct PlaceArgs {
 impl Command {
     pub async fn run(self, session: &Session) -> Result<(), CliError> {
         match self {
-            Command::List => session.list::<Volume>(&[].into()).await,
+            Command::List { label } => session.list::<Volume>(&label.into_iter().collect()).await,
             Command::Show { volume } => session.show::<Volume>(&volume).await,
             Command::Create(args) => {
                 let clone = args.clone.map(Into::into).unwrap_or_default();

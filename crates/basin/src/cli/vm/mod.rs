@@ -10,8 +10,6 @@ mod terminal;
 mod view;
 mod wait;
 
-use std::collections::BTreeMap;
-
 use basin_api::client::{DeleteVm, VmAction};
 use basin_api::vm::{Shutdown, Vm};
 use clap::{Args, Subcommand};
@@ -98,9 +96,7 @@ impl Command {
     pub async fn run(self, session: &Session) -> Result<(), CliError> {
         let client = &session.client;
         match self {
-            Command::List { label } => {
-                session.list::<Vm>(&label.into_iter().collect::<BTreeMap<_, _>>()).await
-            }
+            Command::List { label } => session.list::<Vm>(&label.into_iter().collect()).await,
             Command::Show { vm } => session.show::<Vm>(&vm).await,
             Command::Create(args) => args.run(session).await,
             Command::Start(which) => act(session, which, VmAction::Start, "started").await,
