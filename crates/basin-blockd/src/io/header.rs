@@ -14,6 +14,10 @@ pub const LEN: usize = 104;
 pub struct Facts {
     pub size: u64,
     pub has_backing: bool,
+    /// Its refcounts may be behind: it was not closed, or its version cannot tell.
+    pub unclean: bool,
+    /// It can bear the mark of being open.
+    pub can_mark: bool,
 }
 
 /// Looks at the first bytes of an image of `file_len` bytes.
@@ -59,8 +63,10 @@ pub fn check(bytes: &[u8], file_len: u64) -> Result<Facts, String> {
         return Err(format!("a refcount table of {refcount_bytes} bytes is too large"));
     }
     inside("refcount table", u64_at(48)?, refcount_bytes, cluster, file_len)?;
+    let mut unclean = version == 2;
     if version == 3 {
         let incompatible = u64_at(72)?;
+        unclean = incompatible & 1 != 0;
         if incompatible & 1 << 1 != 0 {
             return Err("it is marked as corrupt: repair it with qemu-img check -r all".into());
         }
@@ -68,7 +74,8 @@ pub fn check(bytes: &[u8], file_len: u64) -> Result<Facts, String> {
             return Err("its data are in an external file, which is not supported".into());
         }
     }
-    Ok(Facts { size, has_backing: u64_at(8)? != 0 })
+    let has_backing = u64_at(8)? != 0;
+    Ok(Facts { size, has_backing, unclean, can_mark: version == 3 })
 }
 
 fn short() -> String {
@@ -123,7 +130,10 @@ mod tests {
     #[test]
     fn a_good_header_passes() {
         let good = check(&header(|_| ()), FILE).unwrap();
-        assert_eq!(good, Facts { size: 1 << 30, has_backing: false });
+        let expect = Facts { size: 1 << 30, has_backing: false, unclean: false, can_mark: true };
+        assert_eq!(good, expect);
+        assert!(check(&header(|h| put64(h, 72, 1)), FILE).unwrap().unclean);
+        assert!(check(&header(|h| put32(h, 4, 2)), FILE).unwrap().unclean);
         assert!(check(&header(|h| put64(h, 8, 512)), FILE).unwrap().has_backing);
     }
 

@@ -13,7 +13,7 @@ use crate::vhost::memory::GuestMemory;
 use crate::worker::inbox::Inbox;
 
 /// More in parallel gains little: the metadata's lock is what they wait for.
-const MAX_THREADS: usize = 4;
+const MAX_THREADS: usize = 8;
 const IDLE: Duration = Duration::from_secs(5);
 /// The library's depth is modest; inflating a cluster takes some tens of KiB.
 const STACK: usize = 512 << 10;
@@ -110,11 +110,12 @@ pub struct Lane {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    execute: Box<Execute>,
+    ended: Condvar,
 }
 
-#[derive(Default)]
 struct State {
+    /// Gone with the lane; it holds the image, and so the image's lock.
+    execute: Option<Arc<Execute>>,
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
@@ -128,11 +129,15 @@ impl Shared {
     fn run(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.jobs.pop_front() {
+            if let (Some(execute), Some(job)) = (state.execute.clone(), state.jobs.pop_front()) {
                 drop(state);
-                self.carry_out(job);
+                carry_out(&*execute, job);
+                drop(execute);
                 state = self.lock();
                 continue;
+            }
+            if state.execute.is_none() {
+                break;
             }
             state.idle += 1;
             let (next, timeout) =
@@ -140,27 +145,29 @@ impl Shared {
             state = next;
             state.idle -= 1;
             if timeout.timed_out() && state.jobs.is_empty() {
-                state.threads -= 1;
-                return;
+                break;
             }
         }
-    }
-
-    fn carry_out(&self, job: Job) {
-        // A corrupt image may trip an assertion of the library: that disk's
-        // request fails, the other disks go on.
-        let outcome = catch_unwind(AssertUnwindSafe(|| (self.execute)(&job)));
-        let result = outcome.unwrap_or(Err(libc::EIO));
-        let (slot, reply) = (job.slot, Arc::clone(&job.reply));
-        drop(job);
-        reply.lane_done(slot, result);
+        state.threads -= 1;
+        self.ended.notify_all();
     }
 }
 
+fn carry_out(execute: &Execute, job: Job) {
+    // A corrupt image may trip an assertion of the library: that disk's request
+    // fails, the other disks go on.
+    let outcome = catch_unwind(AssertUnwindSafe(|| execute(&job)));
+    let result = outcome.unwrap_or(Err(libc::EIO));
+    let (slot, reply) = (job.slot, Arc::clone(&job.reply));
+    drop(job);
+    reply.lane_done(slot, result);
+}
+
 impl Lane {
-    pub fn new(execute: Box<Execute>) -> Lane {
-        let (state, work) = (Mutex::default(), Condvar::new());
-        Lane { shared: Arc::new(Shared { state, work, execute }) }
+    pub fn new(execute: Arc<Execute>) -> Lane {
+        let state = State { execute: Some(execute), jobs: VecDeque::new(), threads: 0, idle: 0 };
+        let (work, ended) = (Condvar::new(), Condvar::new());
+        Lane { shared: Arc::new(Shared { state: Mutex::new(state), work, ended }) }
     }
 
     /// Queues a job; the answer comes to its inbox.
@@ -180,6 +187,18 @@ impl Lane {
         {
             drop(state);
             job.reply.lane_done(job.slot, Err(libc::EAGAIN));
+        }
+    }
+}
+
+impl Drop for Lane {
+    /// Returns when no thread holds the image any more.
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.execute = None;
+        self.shared.work.notify_all();
+        while state.threads > 0 {
+            state = self.shared.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

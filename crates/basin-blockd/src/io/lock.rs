@@ -49,6 +49,11 @@ pub fn lock(file: &File, mode: Mode) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Does anyone hold the right to write?
+pub fn is_written(file: &File) -> io::Result<bool> {
+    taken(file, HELD + WRITE)
+}
+
 fn range(kind: libc::c_int, byte: i64) -> libc::flock {
     // SAFETY: a zeroed flock is a valid one.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

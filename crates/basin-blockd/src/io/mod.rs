@@ -7,6 +7,8 @@
 //! [`Reach::Lane`]: it runs on threads of its own, so that it never holds up a
 //! raw disk that shares the worker.
 
+mod commit;
+mod dirty;
 mod header;
 pub mod lane;
 pub mod lock;
@@ -42,13 +44,14 @@ pub enum Reach<'a> {
     Lane(&'a Lane),
 }
 
-/// An open disk. Dropping it releases its locks; call [`Block::sync`] first.
+/// An open disk. Dropping it releases its locks; call [`Block::close`] first.
 pub trait Block: Send + Sync {
     /// Whole sectors.
     fn size(&self) -> u64;
     fn reach(&self) -> Reach<'_>;
-    /// Data and metadata are on stable storage when it returns.
-    fn sync(&self) -> io::Result<()>;
+    /// All requests have ended and none will come. Data and metadata are on stable
+    /// storage when it returns.
+    fn close(&self) -> io::Result<()>;
     /// Takes up a new size; returns what the guest is to see.
     fn grow(&self, size: Bytes) -> Result<u64, DiskError>;
 }

@@ -4,6 +4,7 @@
 //! an external data file is refused. See `docs/decisions/0011-qcow2-imago.md` for
 //! what the library does on flush and on errors.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,9 +19,10 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
+use super::commit::Commits;
 use super::lane::{Job, Lane};
-use super::raw::open_file;
-use super::{Block, DiskError, Reach, header};
+use super::raw::{open_file, unreadable};
+use super::{Block, DiskError, Reach, dirty, header};
 use crate::control::{ErrorCode, Layer};
 use crate::request::{Op, Range, SECTOR};
 
@@ -34,6 +36,8 @@ const CHUNK: usize = 256 << 10;
 pub struct Qcow2Disk {
     image: Arc<RwLock<Image>>,
     size: AtomicU64,
+    /// The file, to take the mark off in the end; `None` if there is none on it.
+    marked: Option<File>,
     read_only: bool,
     lane: Lane,
 }
@@ -41,18 +45,26 @@ pub struct Qcow2Disk {
 impl Qcow2Disk {
     pub fn open(layers: &[Layer], read_only: bool) -> Result<Qcow2Disk, DiskError> {
         let mut below: Option<Image> = None;
+        let mut marked = None;
         for (depth, layer) in layers.iter().enumerate().rev() {
             let writable = depth == 0 && !read_only;
-            below = Some(open_layer(layer, writable, below.take())?);
+            let (image, mark) = open_layer(layer, writable, below.take())?;
+            (below, marked) = (Some(image), mark);
         }
         let Some(image) = below else {
             return Err(DiskError::new(ErrorCode::Invalid, "a disk needs at least one layer"));
         };
         let size = AtomicU64::new(image.size() / SECTOR * SECTOR);
         let image = Arc::new(RwLock::new(image));
-        let target = Arc::clone(&image);
-        let lane = Lane::new(Box::new(move |job| execute(&target, job).map_err(|e| errno(&e))));
-        Ok(Qcow2Disk { image, size, read_only, lane })
+        let target = Target { image: Arc::clone(&image), commits: Commits::default() };
+        let lane = Lane::new(Arc::new(move |job: &Job| {
+            execute(&target, job).map_err(|e| {
+                // The library's own words are lost in the number that goes on.
+                tracing::warn!(error = %e, op = ?job.op, "qcow2");
+                errno(&e)
+            })
+        }));
+        Ok(Qcow2Disk { image, size, marked, read_only, lane })
     }
 }
 
@@ -65,11 +77,15 @@ impl Block for Qcow2Disk {
         Reach::Lane(&self.lane)
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn close(&self) -> io::Result<()> {
         if self.read_only {
             return Ok(());
         }
-        flush(&self.image.read().unwrap_or_else(PoisonError::into_inner))
+        flush(&self.image.read().unwrap_or_else(PoisonError::into_inner))?;
+        match &self.marked {
+            Some(file) => dirty::mark(file, false),
+            None => Ok(()),
+        }
     }
 
     fn grow(&self, size: Bytes) -> Result<u64, DiskError> {
@@ -91,20 +107,36 @@ impl Block for Qcow2Disk {
     }
 }
 
-fn open_layer(layer: &Layer, writable: bool, below: Option<Image>) -> Result<Image, DiskError> {
+/// Opens a layer. With a second handle of the file if that was marked as open.
+fn open_layer(
+    layer: &Layer,
+    writable: bool,
+    below: Option<Image>,
+) -> Result<(Image, Option<File>), DiskError> {
     let path = layer.path.as_path();
-    let (file, align) = open_file(path, !writable)?;
     let corrupt = |why: &str| {
         let message = format!("{} is not a usable image: {why}", path.display());
         DiskError::new(ErrorCode::Corrupt, message)
     };
+    let (mut file, mut align) = open_file(path, !writable)?;
+    let mut marked = None;
     if layer.format == VolumeFormat::Qcow2 {
-        let facts = read_header(&file).map_err(|why| corrupt(&why))?;
+        let mut facts = read_header(&file).map_err(|why| corrupt(&why))?;
         if facts.has_backing && below.is_none() {
             return Err(corrupt("it needs a backing file, and the export names none"));
         }
+        if writable && facts.unclean {
+            // The lock is given up for qemu-img to take it.
+            drop(file);
+            dirty::repair(path).map_err(|why| corrupt(&why))?;
+            (file, align) = open_file(path, false)?;
+            facts = read_header(&file).map_err(|why| corrupt(&why))?;
+        }
         if !facts.size.is_multiple_of(SECTOR) {
             tracing::warn!(path = %path.display(), "the image's last part of a sector is not served");
+        }
+        if writable && facts.can_mark {
+            marked = Some(file.try_clone().map_err(|e| unreadable(path, &e))?);
         }
     } else if below.is_some() {
         let message = "a raw layer has nothing below it: only qcow2 reads fall through";
@@ -134,18 +166,22 @@ fn open_layer(layer: &Layer, writable: bool, below: Option<Image>) -> Result<Ima
         })
     }));
     match opened {
-        Ok(Ok(image)) => Ok(image),
-        Ok(Err(e)) if e.raw_os_error().is_some() => Err(super::raw::unreadable(path, &e)),
+        Ok(Ok(image)) => {
+            if let Some(file) = &marked {
+                // Only now: the library opens no image that bears the mark. Of the
+                // header it writes its own part and leaves the mark alone.
+                dirty::mark(file, true).map_err(|e| unreadable(path, &e))?;
+            }
+            Ok((image, marked))
+        }
+        Ok(Err(e)) if e.raw_os_error().is_some() => Err(unreadable(path, &e)),
         Ok(Err(e)) => Err(corrupt(&e.to_string())),
         Err(_) => Err(corrupt("its metadata contradict each other")),
     }
 }
 
-/// Through the page cache, so that the length need not suit direct I/O.
-fn read_header(file: &std::fs::File) -> Result<header::Facts, String> {
-    #[repr(align(4096))]
-    struct Block([u8; 4096]);
-    let mut block = Block([0; 4096]);
+fn read_header(file: &File) -> Result<header::Facts, String> {
+    let mut block = dirty::Block([0; 4096]);
     let n = file.read_at(&mut block.0, 0).map_err(|e| e.to_string())?;
     let len = file.metadata().map_err(|e| e.to_string())?.len();
     header::check(&block.0[..n.min(header::LEN)], len)
@@ -159,26 +195,26 @@ fn flush(image: &Image) -> io::Result<()> {
     })
 }
 
-fn execute(image: &RwLock<Image>, job: &Job) -> io::Result<()> {
+/// What a lane works on.
+struct Target {
+    image: Arc<RwLock<Image>>,
+    commits: Commits,
+}
+
+fn execute(target: &Target, job: &Job) -> io::Result<()> {
+    let read = || target.image.read().unwrap_or_else(PoisonError::into_inner);
     match job.op {
+        Op::GetId => return Ok(()),
+        Op::Read => return transfer(&read(), job),
+        Op::Flush => return flush(&read()),
+        Op::Write => transfer(&read(), job)?,
         Op::Discard | Op::WriteZeroes => {
             for range in &job.ranges {
-                clear(image, job.op, *range)?;
-            }
-        }
-        _ => {
-            let image = image.read().unwrap_or_else(PoisonError::into_inner);
-            match job.op {
-                Op::Read | Op::Write => transfer(&image, job)?,
-                Op::Flush => flush(&image)?,
-                Op::GetId | Op::Discard | Op::WriteZeroes => {}
+                clear(&target.image, job.op, *range)?;
             }
         }
     }
-    if job.durable {
-        flush(&image.read().unwrap_or_else(PoisonError::into_inner))?;
-    }
-    Ok(())
+    if job.durable { flush(&read()) } else { target.commits.commit(|| block_on(read().flush())) }
 }
 
 fn transfer(image: &Image, job: &Job) -> io::Result<()> {

@@ -55,7 +55,7 @@ impl Block for RawFile {
         Reach::Ring(self)
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn close(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 

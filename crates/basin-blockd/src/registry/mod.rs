@@ -3,19 +3,24 @@
 mod exports;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ScopedJoinHandle;
+use std::time::Duration;
 
 use basin_model::{Bytes, Generation, VolumeId};
 
 use crate::control::{ErrorCode, Export, ExportState, Stats};
 use crate::disk::Disk;
-use crate::io::DiskError;
+use crate::io::{DiskError, lock};
 use crate::vhost::front::FrontEnd;
 use crate::worker::Pool;
 use exports::ExportDir;
 
 const MAX_QUEUES: u16 = 64;
+/// Disks that are opened in parallel at the start.
+const AT_ONCE: usize = 8;
 /// The longest path that a unix socket can have, less the suffix used while binding.
 const MAX_SOCKET: usize = 106;
 
@@ -26,14 +31,30 @@ struct Served {
 }
 
 impl Served {
-    /// Cuts the front end off, drains, and makes the data stable.
-    fn close(self) -> Result<(), DiskError> {
+    /// Cuts the front end off, drains, makes the data stable and lets the file go.
+    fn close(self, export: &Export) -> Result<(), DiskError> {
         self.front.close();
-        self.disk.block.sync().map_err(|e| {
+        let synced = self.disk.block.close();
+        drop(self.disk);
+        wait_until_released(export);
+        synced.map_err(|e| {
             let message = format!("cannot write the disk's data out: {e}");
             DiskError::new(ErrorCode::Io, message)
         })
     }
+}
+
+/// An io_uring may hold a file that was taken out of it for some milliseconds
+/// more, and with it the lock. Whoever closes a disk wants to use its file next.
+fn wait_until_released(export: &Export) {
+    let Some(top) = export.layers.first().filter(|_| !export.read_only) else { return };
+    for _ in 0..400 {
+        match File::open(&top.path).and_then(|file| lock::is_written(&file)) {
+            Ok(true) => std::thread::sleep(Duration::from_millis(5)),
+            _ => return,
+        }
+    }
+    tracing::warn!(path = %top.path.display(), "the file's lock lingers");
 }
 
 struct Entry {
@@ -53,12 +74,39 @@ impl Registry {
     pub fn restore(dir: &Path, pool: Arc<Pool>) -> std::io::Result<Registry> {
         let dir = ExportDir::open(dir.to_owned())?;
         let mut entries = BTreeMap::new();
-        for export in dir.load()? {
-            let served = serve(&export, &pool);
-            if let Err(why) = &served {
-                tracing::warn!(volume = %export.volume, %why, "cannot serve yet");
+        let mut exports = dir.load()?.into_iter();
+        // Some at a time: a disk that has to be checked first does not hold up the rest.
+        loop {
+            let some: Vec<Export> = exports.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                break;
             }
-            entries.insert(export.volume, Entry { export, served });
+            let pool = &pool;
+            let some: Vec<Entry> = std::thread::scope(|scope| {
+                let opening: Vec<_> = some
+                    .into_iter()
+                    .map(|export| {
+                        (
+                            scope.spawn({
+                                let export = export.clone();
+                                move || serve(&export, pool)
+                            }),
+                            export,
+                        )
+                    })
+                    .collect();
+                let entry = |(opening, export): (ScopedJoinHandle<'_, _>, _)| {
+                    let gone = || Err(DiskError::new(ErrorCode::Io, "opening it failed"));
+                    Entry { export, served: opening.join().unwrap_or_else(|_| gone()) }
+                };
+                opening.into_iter().map(entry).collect()
+            });
+            for entry in some {
+                if let Err(why) = &entry.served {
+                    tracing::warn!(volume = %entry.export.volume, %why, "cannot serve yet");
+                }
+                entries.insert(entry.export.volume, entry);
+            }
         }
         Ok(Registry { pool, dir, entries: Mutex::new(entries) })
     }
@@ -102,10 +150,10 @@ impl Registry {
             }
         }
         let older = entries.remove(&export.volume);
-        if let Some(Entry { served: Ok(older), .. }) = older {
+        if let Some(Entry { served: Ok(older), export: held }) = older {
             tracing::info!(volume = %export.volume, generation = %export.generation,
                 "a newer generation takes over");
-            older.close()?;
+            older.close(&held)?;
         }
         let outcome = serve(&export, &self.pool).and_then(|served| {
             self.dir
@@ -134,8 +182,8 @@ impl Registry {
         let entry = entries.remove(&volume);
         // The file goes first: a crash from here on must not bring the export back.
         let forgotten = self.dir.remove(volume);
-        if let Some(Entry { served: Ok(served), .. }) = entry {
-            served.close()?;
+        if let Some(Entry { served: Ok(served), export }) = entry {
+            served.close(&export)?;
         }
         forgotten.map_err(|e| {
             DiskError::new(ErrorCode::Io, format!("cannot remove the note of the export: {e}"))
@@ -189,7 +237,7 @@ impl Registry {
     pub fn shut_down(&self) {
         for (volume, entry) in std::mem::take(&mut *self.lock()) {
             if let Ok(served) = entry.served
-                && let Err(why) = served.close()
+                && let Err(why) = served.close(&entry.export)
             {
                 tracing::error!(%volume, %why, "closing");
             }

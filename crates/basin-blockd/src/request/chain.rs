@@ -37,7 +37,7 @@ impl Descriptor {
     }
 }
 
-/// Bytes of the guest.
+/// Bytes of the guest; they need not exist, and may even wrap around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     pub addr: u64,
@@ -57,8 +57,6 @@ pub enum ChainError {
     Unreadable,
     #[error("a readable descriptor after a writable one")]
     Order,
-    #[error("a segment that wraps around")]
-    Wraps,
 }
 
 /// A walked chain. Reused from request to request.
@@ -76,7 +74,6 @@ impl Chain {
         if self.readable.len() + self.writable.len() >= Chain::MAX {
             return Err(ChainError::TooLong);
         }
-        d.addr.checked_add(u64::from(d.len)).ok_or(ChainError::Wraps)?;
         let segment = Segment { addr: d.addr, len: u64::from(d.len) };
         if d.flags & WRITE != 0 {
             self.writable.push(segment);
@@ -115,7 +112,6 @@ impl Chain {
         if table.len == 0 || !table.len.is_multiple_of(16) {
             return Err(ChainError::Indirect);
         }
-        table.addr.checked_add(u64::from(table.len)).ok_or(ChainError::Wraps)?;
         let count = table.len / 16;
         let mut index = 0u16;
         loop {
@@ -123,7 +119,8 @@ impl Chain {
                 return Err(ChainError::OutsideTable);
             }
             let mut bytes = [0; 16];
-            if !source.read(table.addr + 16 * u64::from(index), &mut bytes) {
+            let at = table.addr.wrapping_add(16 * u64::from(index));
+            if !source.read(at, &mut bytes) {
                 return Err(ChainError::Unreadable);
             }
             let d = Descriptor::from_bytes(&bytes);

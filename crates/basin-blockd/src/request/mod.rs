@@ -198,14 +198,14 @@ fn within(sector: u64, len: u64, limits: Limits) -> Result<u64, &'static str> {
 fn cut_last_byte(segments: &mut [Segment]) -> Option<u64> {
     let last = segments.iter_mut().rev().find(|s| s.len > 0)?;
     last.len -= 1;
-    Some(last.addr + last.len)
+    Some(last.addr.wrapping_add(last.len))
 }
 
 /// Takes `n` bytes off the front.
 fn cut_front(segments: &mut [Segment], mut n: u64) {
     for s in segments {
         let cut = n.min(s.len);
-        s.addr += cut;
+        s.addr = s.addr.wrapping_add(cut);
         s.len -= cut;
         n -= cut;
     }

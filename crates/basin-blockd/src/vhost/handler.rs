@@ -16,13 +16,10 @@ use super::config;
 use super::inflight::{self, InflightArea};
 use super::log::DirtyLog;
 use super::memory::{GuestMemory, RegionSpec, map_shared};
-use super::vring::RingSetup;
+use super::vring::{MAX_RING, RingSetup};
 use crate::disk::Disk;
 use crate::worker::inbox::Start;
 use crate::worker::{Pool, QueueHandle};
-
-/// Larger rings only make larger bursts.
-pub const MAX_RING: u16 = 1024;
 
 #[derive(Clone, Copy)]
 struct Addresses {
@@ -368,19 +365,20 @@ impl VhostUserBackendReqHandlerMut for Handler {
         if queues == 0 || usize::from(queues) > self.queues.len() || size == 0 || size > MAX_RING {
             return refused(format!("in-flight memory for {queues} queues of {size}"));
         }
-        let file = inflight::create(queues, size).map_err(failed)?;
-        let len = inflight::area_len(queues, size);
+        let file = inflight::create(queues).map_err(failed)?;
+        let len = inflight::area_len(queues);
         Ok((VhostUserInflight::new(len, 0, queues, size), file))
     }
 
     fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
-        let (queues, size) = (area.num_queues, area.queue_size);
-        if area.mmap_size < inflight::area_len(queues, size) {
-            return refused("the in-flight memory is too small for its queues");
-        }
         let map = map_shared(file, area.mmap_offset, area.mmap_size, self.trusted);
-        self.inflight = InflightArea::new(map.map_err(failed)?, queues, size);
-        Ok(())
+        match InflightArea::new(map.map_err(failed)?, area.num_queues) {
+            Some(area) => {
+                self.inflight = Some(area);
+                Ok(())
+            }
+            None => refused("the in-flight memory is too small for its queues"),
+        }
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {

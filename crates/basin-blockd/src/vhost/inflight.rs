@@ -29,27 +29,27 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{MmapRegion, VolatileMemory};
 
+use super::vring::MAX_RING;
+
 const HEADER: usize = 16;
 const ENTRY: usize = 16;
 const VERSION: u16 = 1;
 /// Queues do not share a cache line.
 const ALIGN: usize = 64;
 
-/// Bytes that one queue takes.
-fn stride(queue_size: u16) -> usize {
-    (HEADER + ENTRY * usize::from(queue_size)).next_multiple_of(ALIGN)
-}
-
-/// Bytes that all queues take.
-pub fn area_len(queues: u16, queue_size: u16) -> u64 {
-    (stride(queue_size) * usize::from(queues)) as u64
+/// Bytes that all queues take. There is room for the largest ring whatever size
+/// the front end names: QEMU names its own default, and a guest on virtio-mmio
+/// then makes a ring of 1024.
+pub fn area_len(queues: u16) -> u64 {
+    let stride = (HEADER + ENTRY * usize::from(MAX_RING)).next_multiple_of(ALIGN);
+    (stride * usize::from(queues)) as u64
 }
 
 /// New tracking memory, all zero, that can neither grow nor shrink.
-pub fn create(queues: u16, queue_size: u16) -> io::Result<File> {
+pub fn create(queues: u16) -> io::Result<File> {
     let flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC;
     let file = File::from(memfd_create("basin-inflight", flags)?);
-    file.set_len(area_len(queues, queue_size))?;
+    file.set_len(area_len(queues))?;
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file)
@@ -60,20 +60,22 @@ pub fn create(queues: u16, queue_size: u16) -> io::Result<File> {
 pub struct InflightArea {
     map: Arc<MmapRegion<()>>,
     queues: u16,
-    queue_size: u16,
+    stride: usize,
 }
 
 impl InflightArea {
-    pub fn new(map: MmapRegion<()>, queues: u16, queue_size: u16) -> Option<InflightArea> {
-        let fits = map.size() as u64 >= area_len(queues, queue_size);
-        fits.then(|| InflightArea { map: Arc::new(map), queues, queue_size })
+    /// The memory, shared evenly. The layout is ours: the front end only keeps it.
+    pub fn new(map: MmapRegion<()>, queues: u16) -> Option<InflightArea> {
+        let stride = map.size().checked_div(queues.into())? / ALIGN * ALIGN;
+        (stride >= HEADER + ENTRY).then(|| InflightArea { map: Arc::new(map), queues, stride })
     }
 
     /// The record of one queue of `size` descriptors.
     pub fn queue(&self, index: u16, size: u16) -> Option<QueueInflight> {
-        (index < self.queues && size <= self.queue_size).then(|| QueueInflight {
+        let fits = HEADER + ENTRY * usize::from(size) <= self.stride;
+        (index < self.queues && fits).then(|| QueueInflight {
             map: Arc::clone(&self.map),
-            base: stride(self.queue_size) * usize::from(index),
+            base: self.stride * usize::from(index),
             size,
             counter: 0,
         })
@@ -184,8 +186,7 @@ mod tests {
     const SIZE: u16 = 8;
 
     fn area() -> InflightArea {
-        let map = MmapRegion::new(area_len(2, SIZE) as usize).unwrap();
-        InflightArea::new(map, 2, SIZE).unwrap()
+        InflightArea::new(MmapRegion::new(area_len(2) as usize).unwrap(), 2).unwrap()
     }
 
     fn start(area: &InflightArea, used: u16) -> (QueueInflight, Vec<u16>) {
@@ -249,7 +250,9 @@ mod tests {
     #[test]
     fn a_queue_outside_of_the_area_has_no_record() {
         assert!(area().queue(2, SIZE).is_none());
-        assert!(area().queue(0, SIZE + 1).is_none());
-        assert!(InflightArea::new(MmapRegion::new(64).unwrap(), 2, SIZE).is_none());
+        assert!(area().queue(1, MAX_RING).is_some());
+        assert!(area().queue(0, 2 * MAX_RING).is_none());
+        assert!(InflightArea::new(MmapRegion::new(32).unwrap(), 2).is_none());
+        assert!(InflightArea::new(MmapRegion::new(4096).unwrap(), 0).is_none());
     }
 }

@@ -77,6 +77,9 @@ pub struct Vring {
     used_log: Option<u64>,
 }
 
+/// Larger rings only make larger bursts.
+pub const MAX_RING: u16 = 1024;
+
 const AVAIL_RING: usize = 4;
 const USED_RING: usize = 4;
 const NO_NOTICE: u16 = 1;

@@ -338,7 +338,10 @@ impl Engine {
             if let Some(target) = queue.target {
                 self.uring.unregister(target);
             }
-            let _ = reply.send(queue.ring.next_avail());
+            let base = queue.ring.next_avail();
+            // Before the answer: whoever asked may rely on the file being let go.
+            drop(queue);
+            let _ = reply.send(base);
         }
         self.hot.retain(|h| *h != n);
         self.touched.retain(|t| *t != n);
