@@ -8,6 +8,22 @@ use std::path::Path;
 /// Writes the file so that a crash leaves the old content or the new, never a part.
 /// Makes its directory. It is root's, or `owner`'s.
 pub fn write(path: &Path, content: &[u8], mode: u32, owner: Option<u32>) -> io::Result<()> {
+    put(path, content, mode, owner, true)
+}
+
+/// As [`write`], but a power failure may lose it or leave it empty: for what
+/// describes things that no power failure survives.
+pub fn write_briefly(path: &Path, content: &[u8], mode: u32, owner: Option<u32>) -> io::Result<()> {
+    put(path, content, mode, owner, false)
+}
+
+fn put(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    owner: Option<u32>,
+    durably: bool,
+) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::create_dir_all(dir)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -23,9 +39,14 @@ pub fn write(path: &Path, content: &[u8], mode: u32, owner: Option<u32>) -> io::
     if let Some(uid) = owner {
         std::os::unix::fs::fchown(&file, Some(uid), Some(uid))?;
     }
-    file.sync_all()?;
+    if durably {
+        file.sync_all()?;
+    }
     fs::rename(&temporary, path)?;
-    File::open(dir)?.sync_all()
+    if durably {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Opens a file in a directory that an unprivileged process may write: what it put

@@ -3,7 +3,8 @@
 //! Woken by changes of networks or of any VM's interfaces, and by a timer, since
 //! others may have changed what the kernel has. Reads everything anew each time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use basin_model::keys::Kind;
 use basin_model::network::{Network, NetworkKind};
 use basin_model::task::Problem;
 use basin_model::vm::{Nic, Vm};
-use basin_model::{NetworkId, VmId};
+use basin_model::{MacAddr, NetworkId, VmId};
 use basin_net::{Fabric, Lease, NetworkSpec};
 use basin_store::Store;
 use basin_store::records::{RecordEvent, Versioned, watch_records};
@@ -32,6 +33,8 @@ const WAIT: Duration = Duration::from_secs(10);
 pub struct Applied {
     /// What the server has for certain.
     specs: Arc<Vec<NetworkSpec>>,
+    /// The leases among them.
+    leases: Arc<HashSet<(NetworkId, MacAddr, Ipv4Addr)>>,
     /// Why the latest run failed.
     pub problem: Option<Problem>,
 }
@@ -69,12 +72,12 @@ impl Networks {
     /// Waits until every interface has its network and its lease.
     pub async fn ready(&self, nics: &[Nic]) -> Result<(), Unready> {
         let mut applied = self.applied.clone();
-        let all = |a: &Applied| nics.iter().all(|nic| has_lease(&a.specs, nic));
+        let all = |a: &Applied| nics.iter().all(|nic| a.has_lease(nic));
         if let Ok(Ok(_)) = tokio::time::timeout(WAIT, applied.wait_for(all)).await {
             return Ok(());
         }
         let now = self.applied.borrow();
-        let missing = nics.iter().find(|nic| !has_lease(&now.specs, nic));
+        let missing = nics.iter().find(|nic| !now.has_lease(nic));
         let network = missing.map_or_else(String::new, |nic| format!(" {}", nic.network));
         let problem = match &now.problem {
             Some(p) => Problem {
@@ -91,9 +94,19 @@ impl Networks {
     }
 }
 
-fn has_lease(specs: &[NetworkSpec], nic: &Nic) -> bool {
-    let lease = |l: &Lease| l.mac == nic.mac && l.address == nic.address;
-    specs.iter().any(|s| s.id == nic.network && s.leases.iter().any(lease))
+impl Applied {
+    fn new(specs: Vec<NetworkSpec>) -> Applied {
+        let of = |s: &NetworkSpec| {
+            let id = s.id;
+            s.leases.iter().map(move |l| (id, l.mac, l.address)).collect::<Vec<_>>()
+        };
+        let leases = Arc::new(specs.iter().flat_map(of).collect());
+        Applied { specs: specs.into(), leases, problem: None }
+    }
+
+    fn has_lease(&self, nic: &Nic) -> bool {
+        self.leases.contains(&(nic.network, nic.mac, nic.address))
+    }
 }
 
 async fn reconcile(
@@ -128,7 +141,7 @@ async fn reconcile(
         match fabric.sync(&specs).await {
             Ok(()) => {
                 if before.problem.is_some() || *before.specs != specs {
-                    sender.send_replace(Applied { specs: specs.into(), problem: None });
+                    sender.send_replace(Applied::new(specs));
                 }
             }
             Err(error) => {

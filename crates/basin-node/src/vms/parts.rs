@@ -96,23 +96,31 @@ impl Parts {
         std::fs::create_dir_all(self.note_dir())?;
         let mut notes = Vec::new();
         for entry in std::fs::read_dir(self.note_dir())? {
-            let path = entry?.path();
-            match std::fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
-                Ok(Ok(note)) => notes.push(note),
-                other => tracing::warn!(path = %path.display(), ?other, "not a note of parts"),
+            let name = entry?.file_name();
+            let vm = name.to_str().and_then(|n| n.strip_suffix(".json")?.parse().ok());
+            if let Some(vm) = vm {
+                notes.extend(self.read_note(vm)?);
             }
         }
         Ok(notes)
     }
 
-    fn note(&self, vm: VmId) -> Result<Option<Note>, Unready> {
-        let path = self.note_path(vm);
-        let read = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
+    fn read_note(&self, vm: VmId) -> io::Result<Option<Note>> {
+        let bytes = match std::fs::read(self.note_path(vm)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
         };
-        read.map_err(|e| io_failed("read", &path, &e))
+        let note = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            // Only a power failure leaves half a note, and it takes all that the
+            // note could name with it.
+            tracing::warn!(%vm, %error, "half a note of what a VM stands on");
+            Note { vm, generation: Generation(0), exports: vec![], nics: vec![] }
+        });
+        Ok(Some(note))
+    }
+
+    fn note(&self, vm: VmId) -> Result<Option<Note>, Unready> {
+        self.read_note(vm).map_err(|e| io_failed("read", &self.note_path(vm), &e))
     }
 
     pub fn present(&self, vm: VmId) -> bool {
@@ -187,7 +195,7 @@ impl Parts {
     ) -> Result<Arc<dyn Machine>, StartFailure> {
         let path = self.note_path(vm.id);
         let json = serde_json::to_vec(&plan.note).map_err(io::Error::other);
-        json.and_then(|json| files::write(&path, &json, 0o600, None))
+        json.and_then(|json| files::write_briefly(&path, &json, 0o600, None))
             .map_err(|e| failed(io_failed("write", &path, &e)))?;
         for export in &plan.note.exports {
             self.disks.open(export).await.map_err(failed)?;
@@ -228,7 +236,8 @@ impl Parts {
         let iso = build_seed(&input).map_err(unready)?;
         let path = self.vm_dir(vm.id).join("seed.iso");
         // It has password hashes in it: for the VM's own user, and nobody else.
-        files::write(&path, &iso, 0o400, Some(uid)).map_err(|e| io_failed("write", &path, &e))?;
+        files::write_briefly(&path, &iso, 0o400, Some(uid))
+            .map_err(|e| io_failed("write", &path, &e))?;
         Ok(Some(path))
     }
 
