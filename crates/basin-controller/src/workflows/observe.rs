@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use basin_model::VmId;
+use basin_model::keys;
 use basin_model::task::Problem;
 use basin_model::vm::{Vm, VmStatus};
 use basin_store::records::{CommitError, TxnBuilder};
@@ -29,6 +30,10 @@ pub async fn vm<T>(
     let inventory = &cx.services.inventory;
     let mut changes = inventory.changes();
     let answered = async {
+        // The transaction that asked for this may not be in the inventory yet.
+        if let Some(vm) = must(cx.services.store.get(&keys::vm(id)).await)? {
+            inventory.at_least(vm.modified).await;
+        }
         loop {
             changes.borrow_and_update();
             if let Some(answer) = look(&inventory.read(), id, &mut decide) {
