@@ -1,19 +1,25 @@
-//! `basin blockd`: the I/O daemon of a server.
+//! `basin blockd`: the I/O daemon. The server's daemon starts it; people need not.
 
 use std::path::PathBuf;
 
+use basin_blockd::{BlockdConfig, run};
 use clap::Args;
 
-#[derive(Debug, Args)]
+/// Serves the disks of this server's virtual machines.
+#[derive(Debug, Clone, Args)]
 pub struct BlockdArgs {
-    /// Where sockets live; its own are in `blockd` below it
-    #[arg(long, env = "BASIN_RUN_DIR", value_name = "DIR", default_value = "/run/basin")]
+    /// Where its sockets and its list of exports are.
+    #[arg(long, default_value = "/run/basin/blockd")]
     pub run_dir: PathBuf,
-    /// Threads that serve disks; as many as suit the machine when absent
-    #[arg(long, env = "BASIN_WORKERS", value_name = "N")]
+
+    /// Threads of the data path; as many as there are CPUs when absent.
+    #[arg(long)]
     pub workers: Option<usize>,
 }
 
-pub fn main(args: BlockdArgs) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no I/O daemon in it yet: {args:?}")
+pub fn main(args: &BlockdArgs) -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
+    let mut config = BlockdConfig::new(&args.run_dir);
+    config.workers = args.workers;
+    run(config)
 }

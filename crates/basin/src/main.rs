@@ -64,18 +64,15 @@ fn main() -> ExitCode {
     let Basin { global, command } = Basin::parse();
     match command {
         Command::Cli(command) => cli::main(&global, *command),
-        Command::Serve(args) => exit(serve::main(*args).map(|()| ExitCode::SUCCESS)),
-        Command::Blockd(args) => exit(blockd::main(args).map(|()| ExitCode::SUCCESS)),
+        Command::Serve(args) => exit(serve::main(&args).map(|()| ExitCode::SUCCESS)),
+        Command::Blockd(args) => exit(blockd::main(&args).map(|()| ExitCode::SUCCESS)),
         Command::Doctor => exit(doctor::main()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Basin::command(), "basin", &mut script);
             cli::print_raw(&script)
         }
-        Command::Openapi => match basin_controller::http::openapi().to_pretty_json() {
-            Ok(document) => cli::print_raw(format!("{document}\n").as_bytes()),
-            Err(error) => exit(Err(error.into())),
-        },
+        Command::Openapi => cli::print_raw(basin_controller::http::openapi_json().as_bytes()),
     }
 }
 

@@ -1,90 +1,170 @@
-//! `basin serve`: the daemon of a server.
+//! `basin serve`: puts the parts of a server's daemon together, in order, and
+//! takes them apart again. Everything that can be refused is refused before the
+//! first VM is touched.
 
-use std::path::PathBuf;
+mod args;
+mod engine;
 
-use basin_model::units::Bytes;
-use clap::{Args, ValueEnum};
+use std::path::Path;
+use std::sync::Arc;
 
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  basin serve                                run with everything this machine has
-  basin serve --listen none                  answer on the unix socket only
-  basin serve --cpus 8 --memory 32GiB        offer a part of the machine to VMs")]
-pub struct ServeArgs {
-    /// Where everything lives that must outlast a restart
-    #[arg(long, env = "BASIN_STATE_DIR", value_name = "DIR", default_value = "/var/lib/basin")]
-    pub state_dir: PathBuf,
-    /// Where sockets live
-    #[arg(long, env = "BASIN_RUN_DIR", value_name = "DIR", default_value = "/run/basin")]
-    pub run_dir: PathBuf,
-    /// Name of this server; the machine's own name when absent
-    #[arg(long, env = "BASIN_NAME")]
-    pub name: Option<String>,
-    /// Address and port of the HTTPS API; `none` turns it off
-    #[arg(long, env = "BASIN_LISTEN", value_name = "ADDR:PORT", default_value = "0.0.0.0:7443")]
-    pub listen: Listen,
-    /// Offer this many CPUs to VMs, instead of all
-    #[arg(long, env = "BASIN_CPUS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub cpus: Option<u32>,
-    /// Offer this much memory to VMs, instead of what the machine can spare
-    #[arg(long, env = "BASIN_MEMORY", value_name = "SIZE")]
-    pub memory: Option<Bytes>,
-    /// Name of the control group that VMs run under
-    #[arg(long, env = "BASIN_CGROUP", value_name = "NAME", default_value = "basin")]
-    pub cgroup: String,
-    /// What runs the guests' instructions; `auto` uses KVM where it works
-    #[arg(long, env = "BASIN_ACCELERATOR", default_value = "auto")]
-    pub accelerator: Accelerator,
-    /// The QEMU to use, instead of the distribution's
-    #[arg(long, env = "BASIN_QEMU", value_name = "PATH")]
-    pub qemu: Option<PathBuf>,
-    /// What machines are made of; `fake` ones are for tests of Basin itself
-    #[arg(long, env = "BASIN_ENGINE", default_value = "qemu", hide = true)]
-    pub engine: Engine,
-    /// How to write the log, which goes to standard error
-    #[arg(long, env = "BASIN_LOG_FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+use anyhow::{Context as _, bail};
+use basin_controller::app::auth::Administrators;
+use basin_controller::app::inventory::Inventory;
+use basin_controller::app::nodes::Nodes;
+use basin_controller::app::{App, Services, bootstrap};
+use basin_controller::http::listen::{self, TlsFiles};
+use basin_controller::http::{self, Context};
+use basin_controller::workflow::{Workflows, faults};
+use basin_controller::workflows;
+use basin_model::{HostId, Name};
+use basin_node::LocalNode;
+use basin_store::{SqliteStore, Store, records};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+pub use args::ServeArgs;
+
+/// Runs until SIGTERM or SIGINT. VMs, their disks and networks go on after that.
+pub fn main(args: &ServeArgs) -> anyhow::Result<()> {
+    init_tracing(args.log_format);
+    // Both HTTPS ends take their cryptography from here.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    if !nix::unistd::geteuid().is_root() {
+        bail!("basin serve makes cgroups, networks and users' processes: run it as root");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    runtime.block_on(run(args))
 }
 
-/// Where the HTTPS API is offered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listen {
-    Nowhere,
-    At(std::net::SocketAddr),
+async fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    prepare(&args.state_dir, 0o711)?;
+    prepare(&args.run_dir, 0o711)?;
+    let store = open_store(&args.state_dir)?;
+    records::check_schema(&*store).await?;
+    let host = host_id(&args.state_dir)?;
+    let https = args.listen.address().map(listen::bind_https).transpose()?;
+
+    let name = args.host_name()?;
+    bootstrap::ensure_host(&*store, host, &name).await?;
+    let parts = engine::open(args, host).await?;
+    let node = LocalNode::start(parts.node, store.clone(), parts.engine, parts.fabric)
+        .await
+        .map_err(|e| anyhow::anyhow!("{}\n{}", e.0.detail, e.0.advice))?;
+    bootstrap::ensure_defaults(&*store, host, &args.state_dir, &*node).await?;
+
+    let app = open_app(store, host, node.clone()).await?;
+    let stop = CancellationToken::new();
+    let router = http::router(Context::new(app.clone(), Arc::new(Administrators)));
+    let socket = listen::bind_socket(&args.socket())?;
+    let local = tokio::spawn(listen::serve_socket(socket, router.clone(), stop.clone()));
+    let remote = https.map(|listener| {
+        let (address, stop) = (listener.local_addr(), stop.clone());
+        let tls = TlsFiles::ensure(&args.state_dir.join("tls"), certificate_names(&name));
+        info!(?address, "HTTPS is served");
+        tokio::spawn(async move {
+            if let Err(e) = listen::serve_https(listener, tls?, router, stop).await {
+                error!("{e:#}");
+            }
+            anyhow::Ok(())
+        })
+    });
+    info!(socket = %args.socket().display(), %host, %name, "basin is ready");
+
+    wait_for_signal().await?;
+    info!("stopping; virtual machines go on");
+    stop.cancel();
+    app.workflows.stop().await;
+    local.await?;
+    if let Some(remote) = remote {
+        remote.await??;
+    }
+    node.shutdown().await;
+    Ok(())
 }
 
-impl std::str::FromStr for Listen {
-    type Err = String;
+async fn open_app(
+    store: Arc<dyn Store>,
+    host: HostId,
+    node: Arc<LocalNode>,
+) -> anyhow::Result<Arc<App>> {
+    let inventory = Inventory::open(store.clone()).await?;
+    let nodes = Nodes::single(host, node);
+    let services = Arc::new(Services { store: store.clone(), inventory, nodes });
+    let faults = faults::from_env().map_err(anyhow::Error::msg)?;
+    let options = basin_controller::workflow::Options { faults, ..Default::default() };
+    let registry = workflows::registry();
+    let workflows = Workflows::with_options(store, services.clone(), registry, options);
+    let resumed = workflows.resume_all().await?;
+    if resumed > 0 {
+        info!(resumed, "tasks of an earlier daemon go on");
+    }
+    Ok(Arc::new(App::new(services, workflows)))
+}
 
-    fn from_str(text: &str) -> Result<Listen, String> {
-        match text {
-            "none" => Ok(Listen::Nowhere),
-            _ => text.parse().map(Listen::At).map_err(|_| {
-                "write an address and a port, such as 0.0.0.0:7443 or [::]:7443, or `none`".into()
-            }),
+fn prepare(directory: &Path, mode: u32) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(directory)
+        .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode)))
+        .with_context(|| format!("cannot use the directory {}", directory.display()))
+}
+
+fn open_store(state_dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
+    let path = state_dir.join("store.sqlite");
+    let store = SqliteStore::open(&path)
+        .with_context(|| format!("cannot open the state store {}", path.display()))?;
+    Ok(Arc::new(store))
+}
+
+/// The server's id: made at the first start, and kept.
+fn host_id(state_dir: &Path) -> anyhow::Result<HostId> {
+    let path = state_dir.join("host-id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text
+            .trim()
+            .parse()
+            .with_context(|| format!("{} does not hold a server's id", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let id = HostId::from_uuid(uuid::Uuid::now_v7());
+            let temporary = state_dir.join("host-id.new");
+            let write = || {
+                std::fs::write(&temporary, format!("{id}\n"))?;
+                std::fs::File::open(&temporary)?.sync_all()?;
+                std::fs::rename(&temporary, &path)?;
+                std::fs::File::open(state_dir)?.sync_all()
+            };
+            write().with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(id)
         }
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Accelerator {
-    Auto,
-    Kvm,
-    Tcg,
+/// What a client may call this server by.
+fn certificate_names(name: &Name) -> Vec<String> {
+    vec![name.to_string(), "localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()]
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Engine {
-    Qemu,
-    Fake,
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
-pub fn main(args: ServeArgs) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no daemon in it yet: {args:?}")
+fn init_tracing(format: args::LogFormat) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("BASIN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        args::LogFormat::Text => subscriber.with_ansi(false).init(),
+        args::LogFormat::Json => subscriber.json().init(),
+    }
 }
