@@ -15,7 +15,8 @@ pub struct Event {
     pub kind: String,
     pub id: String,
     pub revision: u64,
-    /// The resource as it is now, in the shape that a GET returns; absent when deleted.
+    /// The resource as it is now, in the shape that a GET returns; absent when it
+    /// was deleted, with this change or since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<serde_json::Value>,
 }

@@ -23,6 +23,7 @@ pub mod volumes;
 
 use std::sync::Arc;
 
+use basin_model::keys;
 use basin_model::task::{Problem, Task};
 use basin_store::records::{self, CommitError, TxnBuilder, Versioned};
 use basin_store::{Compare, Revision, Store, StoreError};
@@ -99,7 +100,10 @@ impl App {
         for _ in 0..ATTEMPTS {
             let (workflow, txn) = self.decide(&mut decide)?;
             match self.workflows.start(workflow, txn).await {
-                Ok(task) => return Ok(task),
+                Ok(task) => {
+                    self.see(&keys::task(task.id)).await?;
+                    return Ok(task);
+                }
                 Err(StartError::Refused(condition)) => self.catch_up(&condition).await?,
                 Err(StartError::Store(e)) => return Err(store_problem(&e)),
                 Err(e @ StartError::Unknown(_)) => return Err(problems::store_unavailable(e)),
@@ -114,6 +118,15 @@ impl App {
     ) -> Result<T, Problem> {
         let mut uuid = Uuid::now_v7;
         decide(&self.inventory().read(), &mut Mint::new(Timestamp::now(), &mut uuid))
+    }
+
+    /// Waits for the inventory to have what was just written to the key.
+    async fn see(&self, key: &str) -> Result<(), Problem> {
+        let entry = self.store().get(key).await.map_err(|e| store_problem(&e))?;
+        if let Some(entry) = entry {
+            self.inventory().at_least(entry.modified).await;
+        }
+        Ok(())
     }
 
     /// After a refusal: waits for the inventory to have what refused it. A key

@@ -30,6 +30,17 @@ pub fn status(code: &str) -> (u16, &'static str) {
         "changed" => (412, "It has changed meanwhile"),
         "invalid" => (422, "The request cannot be fulfilled"),
         "cancelled" => (409, "Cancelled"),
+        // What servers say (basin-node's problem.rs).
+        "storage-not-found" | "disk-not-found" => (404, "There is no such thing"),
+        "content-corrupt" | "checksum-wrong" | "storage-invalid" => {
+            (422, "The request cannot be fulfilled")
+        }
+        "fetch-failed" => (502, "It cannot be fetched"),
+        "disk-locked" | "disk-fenced" | "machine-gone" => (409, "Not in this state"),
+        "datastore-full" => (507, "Not enough space"),
+        "program-missing" | "qemu-unusable" | "network-not-ready" | "blockd-unreachable" => {
+            (503, "The server is not ready for this")
+        }
         "no-space" => (507, "Not enough space"),
         "store-unavailable" => (503, "The state store is not available"),
         "shutting-down" => (503, "The server is shutting down"),

@@ -4,7 +4,7 @@ use basin_api::vm::{VmCreate, VmPatch};
 use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, Task};
 use basin_model::vm::Vm;
-use basin_sched::place::overhead;
+use basin_sched::place::{overhead, place};
 use basin_store::Revision;
 
 use super::inventory::Snapshot;
@@ -20,7 +20,7 @@ impl App {
         let capacities = self.capacities().await;
         self.start(|snapshot, mint| {
             let draft = intake::vm::create(request, snapshot, mint)?;
-            fits_anywhere(&draft.vm, snapshot)?;
+            fits(&draft.vm, request.start, snapshot)?;
             space_check(&draft.volumes, &capacities, snapshot)?;
             Ok((CreateFlow::new(draft.vm, draft.volumes, request.start), draft.txn))
         })
@@ -38,7 +38,7 @@ impl App {
             let old = snapshot.vm(reference)?;
             unchanged(old, expected)?;
             let (vm, txn) = intake::vm_patch::patch(old, patch, snapshot)?;
-            fits_anywhere(&vm, snapshot)?;
+            fits(&vm, false, snapshot)?;
             Ok((vm, txn.require_absent(keys::lock(Kind::Vm, old.value.id))))
         })
         .await
@@ -70,17 +70,17 @@ impl App {
     }
 }
 
-/// Refuses a VM that no server could run even if it were empty.
-fn fits_anywhere(vm: &Vm, snapshot: &Snapshot) -> Result<(), Problem> {
-    let candidates: Vec<_> = vm_power::candidates(snapshot, |_| false)
-        .into_iter()
+/// Refuses a VM that no server has room for: now, or if it were empty.
+fn fits(vm: &Vm, now: bool, snapshot: &Snapshot) -> Result<(), Problem> {
+    let mut candidates = vm_power::candidates(snapshot, |_| !now);
+    if !now {
         // A server that is not in order today may be so tomorrow.
-        .map(|c| basin_sched::place::Candidate { unusable: None, ..c })
-        .collect();
+        candidates.iter_mut().for_each(|c| c.unusable = None);
+    }
     if candidates.is_empty() {
         return Ok(());
     }
-    let verdict = basin_sched::place::place(&vm_power::demand(vm, snapshot), &candidates);
+    let verdict = place(&vm_power::demand(vm, snapshot), &candidates);
     if verdict.chosen.is_some() {
         return Ok(());
     }

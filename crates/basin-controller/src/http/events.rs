@@ -153,9 +153,7 @@ fn event(change: &Change, snapshot: &Snapshot) -> Option<Event> {
         Change::Put(entry) => {
             let created = entry.created == entry.modified && !part;
             let what = if created { What::Created } else { What::Updated };
-            // Gone again by now: its deletion is a later event.
-            let object = object(kind, id, snapshot)?;
-            event(what, Some(object))
+            event(what, object(kind, id, snapshot))
         }
     }
 }

@@ -104,3 +104,10 @@ pub fn router(context: Context) -> Router {
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(context)
 }
+
+/// The same as text, a line a member so that changes to it can be reviewed.
+pub fn openapi_json() -> String {
+    let mut text = openapi().to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}
