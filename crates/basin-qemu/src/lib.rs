@@ -6,6 +6,8 @@
 mod console;
 mod engine;
 pub mod fake;
+pub mod probe;
+pub mod qemu;
 
 pub use engine::{
     Adopted, BalloonStats, BootSpec, CdromSpec, ConsoleIo, ConsoleStream, DiskSpec, Engine,

@@ -1,0 +1,134 @@
+//! Engines and guests for tests with real QEMUs.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod guest;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use basin_model::vm::{CpuModel, Machine as MachineType};
+use basin_model::{Bytes, Generation, Vcpus, VmId};
+use basin_qemu::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
+use basin_qemu::{BootSpec, ConsoleStream, Engine, Machine, MachineEvent, MachineSpec};
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::sync::broadcast::Receiver;
+
+/// Long enough that only what never happens fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A server of its own: directories, cgroup, user ids. What runs in it ends with it.
+pub struct Server {
+    pub dir: TempDir,
+    pub config: QemuConfig,
+}
+
+impl Server {
+    pub fn new() -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!("bt-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let at = |name: &str| dir.path().join(name);
+        let mut config = QemuConfig::new(at("state"), at("run"), &name);
+        config.accelerator = AcceleratorChoice::Tcg;
+        std::fs::write(dir.path().join("guest"), guest::elf()).unwrap();
+        Server { dir, config }
+    }
+
+    pub async fn engine(&self) -> QemuEngine {
+        QemuEngine::new(self.config.clone()).await.unwrap()
+    }
+
+    pub fn guest_file(&self) -> PathBuf {
+        self.dir.path().join("guest")
+    }
+
+    /// The small guest on a machine of this type.
+    pub fn spec(&self, machine: MachineType) -> MachineSpec {
+        MachineSpec {
+            vm: VmId::from_uuid(uuid::Uuid::new_v4()),
+            generation: Generation(7),
+            name: "small, guest".to_owned(),
+            vcpus: Vcpus(1),
+            memory: Bytes::mib(32),
+            cpu_model: CpuModel::Auto,
+            machine,
+            boot: BootSpec::Kernel {
+                kernel: self.guest_file(),
+                initrd: None,
+                command_line: "for=show".to_owned(),
+            },
+            disks: vec![],
+            cdroms: vec![],
+            nics: vec![],
+        }
+    }
+
+    pub fn log(&self, vm: VmId) -> String {
+        let log = self.config.state_dir.join("vms").join(vm.to_string()).join("qemu.log");
+        std::fs::read_to_string(log).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Ok(cgroups) = basin_qemu::qemu::cgroup::Cgroups::open(&self.config.cgroup_name) else {
+            return;
+        };
+        for vm in cgroups.list().unwrap_or_default() {
+            let cgroup = cgroups.machine(vm);
+            for _ in 0..500 {
+                let procs = cgroup.procs().unwrap_or_default();
+                for pid in &procs {
+                    let pid = nix::unistd::Pid::from_raw(*pid as i32);
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                }
+                if procs.is_empty() && cgroup.remove().is_ok() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let _ = cgroups.remove();
+    }
+}
+
+/// Launches and opens the console; the guest has not been heard yet.
+pub async fn launch(engine: &QemuEngine, spec: &MachineSpec) -> (Arc<dyn Machine>, ConsoleStream) {
+    let machine = engine.launch(spec, vec![]).await.unwrap();
+    let console = machine.open_console().await.unwrap();
+    (machine, console)
+}
+
+/// Waits for the guest's first word, which may have come before the console was opened.
+pub async fn booted(machine: &dyn Machine) {
+    let log = machine.console_log();
+    let booting = async {
+        while !std::fs::read(&log).unwrap().contains(&b'G') {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, booting).await.is_ok(), "the guest does not boot");
+}
+
+/// Reads until `text` was said.
+pub async fn hear(stream: &mut ConsoleStream, text: &[u8]) {
+    let mut heard = Vec::new();
+    let hearing = async {
+        let mut byte = [0];
+        while !heard.windows(text.len()).any(|part| part == text) {
+            assert_eq!(stream.read(&mut byte).await.unwrap(), 1, "the console closed");
+            heard.push(byte[0]);
+        }
+    };
+    let done = tokio::time::timeout(PATIENCE, hearing).await;
+    assert!(done.is_ok(), "heard only {:?}", String::from_utf8_lossy(&heard));
+}
+
+/// The next event.
+pub async fn next(events: &mut Receiver<MachineEvent>) -> MachineEvent {
+    tokio::time::timeout(PATIENCE, events.recv()).await.expect("no event").unwrap()
+}
