@@ -5,7 +5,7 @@ mod support;
 use basin_model::vm::Machine as MachineType;
 use basin_qemu::{EngineError, MachineEvent, MachineState};
 use support::guest::says;
-use support::{Server, booted, hear, launch, next};
+use support::{Server, become_state, booted, hear, launch, next};
 use tokio::io::AsyncWriteExt;
 
 const TYPES: [MachineType; 2] = [MachineType::Q35, MachineType::Microvm];
@@ -74,9 +74,7 @@ async fn check(machine_type: MachineType, letter: &[u8], expect: MachineEvent, t
         hear(&mut console, b"G").await;
     } else {
         // The event comes first, the state right after it.
-        while machine.state().await.unwrap() == MachineState::Running {
-            tokio::task::yield_now().await;
-        }
+        become_state(&*machine, then.clone()).await;
     }
     assert_eq!(machine.state().await.unwrap(), then, "{machine_type:?}");
     machine.reset().await.unwrap();

@@ -3,7 +3,7 @@
 
 pub mod guest;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,13 +11,22 @@ use std::time::Duration;
 use basin_model::vm::{CpuModel, Machine as MachineType};
 use basin_model::{Bytes, Generation, Vcpus, VmId};
 use basin_qemu::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
-use basin_qemu::{BootSpec, ConsoleStream, Engine, Machine, MachineEvent, MachineSpec};
+use basin_qemu::{
+    BootSpec, ConsoleStream, Engine, Machine, MachineEvent, MachineSpec, MachineState,
+};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::sync::broadcast::Receiver;
 
 /// Long enough that only what never happens fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An engine in `dir`, emulating.
+pub fn config(dir: &Path, cgroup_name: &str) -> QemuConfig {
+    let mut config = QemuConfig::new(dir.join("state"), dir.join("run"), cgroup_name);
+    config.accelerator = AcceleratorChoice::Tcg;
+    config
+}
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -31,9 +40,7 @@ impl Server {
     pub fn new() -> Server {
         let dir = tempfile::tempdir().unwrap();
         let name = format!("bt-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let at = |name: &str| dir.path().join(name);
-        let mut config = QemuConfig::new(at("state"), at("run"), &name);
-        config.accelerator = AcceleratorChoice::Tcg;
+        let config = config(dir.path(), &name);
         std::fs::write(dir.path().join("guest"), guest::elf()).unwrap();
         Server { dir, config }
     }
@@ -131,4 +138,15 @@ pub async fn hear(stream: &mut ConsoleStream, text: &[u8]) {
 /// The next event.
 pub async fn next(events: &mut Receiver<MachineEvent>) -> MachineEvent {
     tokio::time::timeout(PATIENCE, events.recv()).await.expect("no event").unwrap()
+}
+
+/// Waits for a state that must come.
+pub async fn become_state(machine: &dyn Machine, expect: MachineState) {
+    let becoming = async {
+        while machine.state().await.unwrap() != expect {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let became = tokio::time::timeout(PATIENCE, becoming).await;
+    assert!(became.is_ok(), "{:?}, not {expect:?}", machine.state().await);
 }
