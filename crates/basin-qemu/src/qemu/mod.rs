@@ -33,6 +33,7 @@ use basin_model::host::{KvmVerdict, QemuInfo};
 
 use crate::engine::{Adopted, BootSpec, Engine, EngineError, Machine, MachineSpec};
 use crate::probe;
+pub use binary::inspect;
 use cgroup::Cgroups;
 pub use cmdline::{Accelerator, MAX_DISKS, MAX_NICS};
 pub use files::trim;

@@ -57,7 +57,11 @@ fn fake(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     let kvm = KvmVerdict { usable: false, reason: "the fake engine needs none".to_owned() };
     let node = node(args, host, disks, qemu, kvm);
     let engine = FakeWorld::with_dir(args.state_dir.join("fake")).engine();
-    Ok(Parts { node, engine: Arc::new(engine), fabric: Arc::new(basin_net::fake::FakeFabric::new()) })
+    Ok(Parts {
+        node,
+        engine: Arc::new(engine),
+        fabric: Arc::new(basin_net::fake::FakeFabric::new()),
+    })
 }
 
 fn node(
