@@ -4,7 +4,7 @@
 //! the file is copied into sealed memory, once for all machines that boot it, instead of
 //! being opened up to every user of the host.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,9 +18,33 @@ const MAX_SIZE: u64 = 1 << 30;
 /// A file as it was: its device, number, size and time of change.
 type Identity = (u64, u64, u64, i64, i64);
 
-/// The copies in use.
+/// How much is kept of what no machine uses: what was just booted is booted again, and
+/// its copy would be a good part of the start.
+const KEEP: u64 = 64 << 20;
+
+/// The copies in use, and the latest ones.
 #[derive(Debug, Default)]
-pub struct Images(Mutex<HashMap<Identity, Weak<OwnedFd>>>);
+pub struct Images(Mutex<Copies>);
+
+#[derive(Debug, Default)]
+struct Copies {
+    all: HashMap<Identity, Weak<OwnedFd>>,
+    /// The latest first.
+    latest: VecDeque<(Identity, Arc<OwnedFd>)>,
+}
+
+impl Copies {
+    fn keep(&mut self, identity: Identity, copy: &Arc<OwnedFd>) {
+        self.latest.retain(|(other, _)| *other != identity);
+        self.latest.push_front((identity, copy.clone()));
+        let mut total = 0;
+        self.latest.retain(|((_, _, size, _, _), _)| {
+            total += size;
+            total <= KEEP
+        });
+        self.all.retain(|_, copy| copy.strong_count() > 0);
+    }
+}
 
 impl Images {
     /// The content of `path` in sealed memory.
@@ -33,10 +57,10 @@ impl Images {
         }
         let identity = (meta.dev(), meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec());
         let mut copies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(copy) = copies.get(&identity).and_then(Weak::upgrade) {
+        if let Some(copy) = copies.all.get(&identity).and_then(Weak::upgrade) {
+            copies.keep(identity, &copy);
             return Ok(copy);
         }
-        copies.retain(|_, copy| copy.strong_count() > 0);
         let mut memory = File::from(memfd()?);
         io::copy(&mut file, &mut memory)?;
         let seals =
@@ -46,7 +70,8 @@ impl Images {
             return Err(io::Error::last_os_error());
         }
         let copy = Arc::new(OwnedFd::from(memory));
-        copies.insert(identity, Arc::downgrade(&copy));
+        copies.all.insert(identity, Arc::downgrade(&copy));
+        copies.keep(identity, &copy);
         Ok(copy)
     }
 }
@@ -85,5 +110,19 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &third));
         assert!(images.open(dir.path()).is_err());
         assert!(images.open(Path::new("/dev/null")).is_err());
+    }
+
+    #[test]
+    fn what_nobody_uses_is_kept_within_bounds() {
+        let mut copies = Copies::default();
+        let size = KEEP / 3;
+        for n in 0..9 {
+            let copy = Arc::new(memfd().unwrap());
+            let identity = (0, n, size, 0, 0);
+            copies.all.insert(identity, Arc::downgrade(&copy));
+            copies.keep(identity, &copy);
+        }
+        let kept: Vec<u64> = copies.latest.iter().map(|((_, n, ..), _)| *n).collect();
+        assert_eq!((kept, copies.all.len()), (vec![8, 7, 6], 3));
     }
 }
