@@ -7,26 +7,19 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use basin_model::Bytes;
 use basin_model::host::QemuInfo;
 use basin_model::vm::{CpuModel, Machine as MachineType};
-use basin_model::{Bytes, VmId};
 use basin_qemu::qemu::{QemuEngine, cgroup::Cgroups};
 use basin_qemu::{BootSpec, Engine, EngineError, Machine, MachineEvent, MachineSpec, MachineState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::guest::says;
-use support::{PATIENCE, Server, become_state, booted, hear, launch, next};
+use support::{Ends, PATIENCE, Server, adopt_one, become_state, booted, hear, launch, next};
 use tokio::io::AsyncWriteExt;
 
 fn signal(machine: &dyn Machine, signal: Signal) {
     kill(Pid::from_raw(machine.process().pid as i32), signal).unwrap();
-}
-
-async fn adopt_one(engine: &QemuEngine, vm: VmId) -> std::sync::Arc<dyn Machine> {
-    let adopted = engine.adopt().await.unwrap();
-    let [one] = <[_; 1]>::try_from(adopted).unwrap_or_else(|all| panic!("{} found", all.len()));
-    assert_eq!((one.vm, one.generation.0), (vm, 7));
-    one.machine
 }
 
 #[tokio::test]
@@ -57,55 +50,6 @@ async fn a_machine_is_adopted_with_what_happened_meanwhile() {
     assert!(matches!(next(&mut events).await, MachineEvent::Exited { .. }));
     assert!(engine.adopt().await.unwrap().is_empty());
     launch(&engine, &spec).await.0.kill().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_machine_survives_the_process_that_started_it() {
-    let server = Server::new();
-    let spec = server.spec(MachineType::Microvm);
-    // A daemon of its own: this test's binary, killed once the machine runs.
-    let daemon = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "launches_and_waits_to_be_killed", "--ignored", "--nocapture"])
-        .env("BASIN_TEST_DIR", server.dir.path())
-        .env("BASIN_TEST_CGROUP", &server.config.cgroup_name)
-        .env("BASIN_TEST_SPEC", serde_json::to_string(&spec).unwrap())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut daemon = Ends(daemon);
-    let ready = server.dir.path().join("ready");
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !ready.exists() {
-        assert!(std::time::Instant::now() < deadline, "{}", server.log(spec.vm));
-        assert!(daemon.0.try_wait().unwrap().is_none(), "{}", server.log(spec.vm));
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    drop(daemon);
-    let engine = server.engine().await;
-    let machine = adopt_one(&engine, spec.vm).await;
-    let mut events = machine.events();
-    let mut console = machine.open_console().await.unwrap();
-    console.write_all(b"yes").await.unwrap();
-    hear(&mut console, b"yes").await;
-    // Not its child: the end is seen all the same.
-    machine.kill().await.unwrap();
-    let MachineEvent::Exited { detail } = next(&mut events).await else { panic!("no exit") };
-    assert!(detail.contains("not known"), "{detail}");
-}
-
-/// The daemon of the test above.
-#[tokio::test]
-#[ignore = "run by another test"]
-async fn launches_and_waits_to_be_killed() {
-    let variable = |name| std::env::var(name).unwrap();
-    let dir = std::path::PathBuf::from(variable("BASIN_TEST_DIR"));
-    let spec: MachineSpec = serde_json::from_str(&variable("BASIN_TEST_SPEC")).unwrap();
-    let config = support::config(&dir, &variable("BASIN_TEST_CGROUP"));
-    let engine = QemuEngine::new(config).await.unwrap();
-    let machine = engine.launch(&spec, vec![]).await.unwrap();
-    booted(&*machine).await;
-    std::fs::write(dir.join("ready"), "").unwrap();
-    std::future::pending::<()>().await;
 }
 
 #[tokio::test]
@@ -297,16 +241,6 @@ async fn a_run_directory_too_deep_for_sockets_is_refused() {
     let engine = server.engine().await;
     let error = engine.launch(&server.spec(MachineType::Q35), vec![]).await.err().unwrap();
     assert!(error.to_string().contains("choose a shorter run directory"), "{error}");
-}
-
-/// A child that ends with the test, however that ends.
-struct Ends(std::process::Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[tokio::test]

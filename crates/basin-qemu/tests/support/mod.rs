@@ -150,3 +150,21 @@ pub async fn become_state(machine: &dyn Machine, expect: MachineState) {
     let became = tokio::time::timeout(PATIENCE, becoming).await;
     assert!(became.is_ok(), "{:?}, not {expect:?}", machine.state().await);
 }
+
+/// A child that ends with the test, however that ends.
+pub struct Ends(pub std::process::Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The one machine a new daemon finds.
+pub async fn adopt_one(engine: &QemuEngine, vm: VmId) -> Arc<dyn Machine> {
+    let adopted = engine.adopt().await.unwrap();
+    let [one] = <[_; 1]>::try_from(adopted).unwrap_or_else(|all| panic!("{} found", all.len()));
+    assert_eq!((one.vm, one.generation.0), (vm, 7));
+    one.machine
+}
