@@ -40,7 +40,7 @@ impl Setup {
     }
 
     /// The queue was given up, for a reason that the log tells; a reset cures it.
-    fn is_stopped(mut self, why: &str) {
+    fn expect_stopped(mut self, why: &str) {
         self.link.kick(0);
         until("the log to tell", || self.daemon.log().contains(why).then_some(()));
         self.others_go_on();
@@ -55,14 +55,14 @@ impl Setup {
 fn a_head_outside_of_the_ring() {
     let mut s = setup();
     s.guest.offer(0, RING);
-    s.is_stopped("is outside of a ring");
+    s.expect_stopped("is outside of a ring");
 }
 
 #[test]
 fn an_index_that_jumps() {
     let s = setup();
     s.guest.u16_at(Guest::avail_index(0)).store(RING + 1, Ordering::Release);
-    s.is_stopped("jumped from");
+    s.expect_stopped("jumped from");
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_chain_that_loops() {
     s.guest.put_descriptor(0, 0, GPA, 16, 1, 1);
     s.guest.put_descriptor(0, 1, GPA, 16, 1, 0);
     s.guest.offer(0, 0);
-    s.is_stopped("a chain of more than");
+    s.expect_stopped("a chain of more than");
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_status_byte_outside_of_memory() {
     s.guest.put_descriptor(0, 0, GPA, 16, 1, 1);
     s.guest.put_descriptor(0, 1, 64, 1, 2, 0);
     s.guest.offer(0, 0);
-    s.is_stopped("outside of the guest");
+    s.expect_stopped("outside of the guest");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_request_without_a_status_byte() {
     let mut s = setup();
     s.guest.put_descriptor(0, 0, GPA, 16, 0, 0);
     s.guest.offer(0, 0);
-    s.is_stopped("without a status byte");
+    s.expect_stopped("without a status byte");
 }
 
 #[test]

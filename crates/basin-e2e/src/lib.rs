@@ -20,6 +20,7 @@
 //! `BASIN_BIN` names the binary, `BASIN_GUEST_IMAGES` the directory with the guests
 //! (docs/guest-images.md); `cargo xtask test` sets both.
 
+pub mod bench;
 mod console;
 mod guest;
 pub mod images;
