@@ -41,7 +41,7 @@ impl App {
         let size = self
             .nodes()
             .get(host)?
-            .receive_upload(id, upload.clone(), bytes)
+            .receive_upload(id, upload, bytes)
             .await
             .map_err(nodes::refused)?;
         Ok((upload, size))

@@ -54,7 +54,7 @@ impl ImageImport {
     async fn tidy(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
         if let ImportSource::Upload { upload } = &self.import.source {
             let node = datastore_node(&self.image, cx)?;
-            let _ = node.discard_upload(self.image.datastore, upload.clone()).await;
+            let _ = node.discard_upload(self.image.datastore, *upload).await;
         }
         Ok(())
     }
