@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use basin_model::MacAddr;
-use futures::TryStreamExt;
+use futures::{TryStream, TryStreamExt};
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
@@ -28,7 +30,13 @@ const LOCAL_TABLE: u32 = 255;
 #[derive(Clone)]
 pub struct Netlink {
     handle: Handle,
+    /// The kernel makes one list at a time on a socket, and is busy for all others.
+    listing: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// How often to ask again while the kernel still makes a list nobody waits for any more.
+const BUSY_TRIES: u32 = 200;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 fn refused(what: &str) -> impl FnOnce(Error) -> NetError + '_ {
     move |e| NetError::Refused {
@@ -55,19 +63,41 @@ impl Netlink {
             NetError::Refused { what: "opening netlink".into(), why: e.to_string() }
         })?;
         tokio::spawn(connection);
-        Ok(Netlink { handle })
+        Ok(Netlink { handle, listing: Arc::default() })
+    }
+
+    async fn list<T, S>(&self, what: &str, ask: impl Fn() -> S) -> Result<Vec<T>, NetError>
+    where
+        S: TryStream<Ok = T, Error = Error>,
+    {
+        let _alone = self.listing.lock().await;
+        let mut tries = 0;
+        loop {
+            match ask().try_collect().await {
+                Err(Error::NetlinkError(m))
+                    if m.raw_code() == -libc::EBUSY && tries < BUSY_TRIES =>
+                {
+                    tries += 1;
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                result => return result.map_err(refused(what)),
+            }
+        }
     }
 
     pub async fn links(&self) -> Result<BTreeMap<String, Link>, NetError> {
         const WHAT: &str = "listing network interfaces";
         let messages: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(refused(WHAT))?;
+            self.list(WHAT, || self.handle.link().get().execute()).await?;
         let mut links: BTreeMap<String, Link> = messages.iter().filter_map(link).collect();
         let names: BTreeMap<u32, String> =
             links.iter().map(|(name, l)| (l.index, name.clone())).collect();
-        let mut get = self.handle.address().get();
-        get.message_mut().header.family = AddressFamily::Inet;
-        let addresses: Vec<_> = get.execute().try_collect().await.map_err(refused(WHAT))?;
+        let ask = || {
+            let mut get = self.handle.address().get();
+            get.message_mut().header.family = AddressFamily::Inet;
+            get.execute()
+        };
+        let addresses = self.list(WHAT, ask).await?;
         for message in addresses {
             // The peer of a point-to-point link is `Address`; `Local` is ours.
             let local = message.attributes.iter().find_map(|a| match a {
@@ -86,14 +116,8 @@ impl Netlink {
     pub async fn routes(&self, links: &BTreeMap<String, Link>) -> Result<Vec<Route>, NetError> {
         let names: BTreeMap<u32, &String> = links.iter().map(|(n, l)| (l.index, n)).collect();
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let messages: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(request)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(refused("listing routes"))?;
+        let ask = || self.handle.route().get(request.clone()).execute();
+        let messages: Vec<RouteMessage> = self.list("listing routes", ask).await?;
         let mut routes: Vec<Route> = messages.iter().flat_map(|m| routes_of(m, &names)).collect();
         routes.sort();
         routes.dedup();
