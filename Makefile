@@ -24,7 +24,7 @@ build: setup
 images: setup
 	$(XTASK) images
 
-demo: build images
+demo: build
 	$(XTASK) demo --servers $(SERVERS) $(if $(filter exit,$(DEMO)),--exit)
 
 test: setup
