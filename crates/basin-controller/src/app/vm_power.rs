@@ -173,19 +173,21 @@ pub fn candidates(snapshot: &Snapshot, leave_out: impl Fn(VmId) -> bool) -> Vec<
     hosts
         .filter_map(|host| {
             let status = &snapshot.host_statuses.get(&host.id)?.value;
+            let emulated = !status.kvm.usable;
             let here = |vm: &&Vm| vm.placement.is_some_and(|p| p.host == host.id);
             let vms = snapshot.vms.values().map(|vm| &vm.value);
             let committed: Bytes = vms
                 .filter(here)
                 .filter(|vm| !leave_out(vm.id) && !is_stopped(vm, snapshot))
-                .map(committed_memory)
+                .map(|vm| committed_memory(vm, emulated))
                 .sum();
             let unusable = match &status.qemu {
                 QemuInfo::Usable { .. } => None,
                 QemuInfo::Unusable { reason } => Some(reason.clone()),
             };
             let name = host.meta.name.to_string();
-            Some(Candidate { host: host.id, name, capacity: status.capacity, committed, unusable })
+            let capacity = status.capacity;
+            Some(Candidate { host: host.id, name, capacity, emulated, committed, unusable })
         })
         .collect()
 }

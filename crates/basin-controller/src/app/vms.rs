@@ -88,6 +88,6 @@ fn fits(vm: &Vm, now: bool, snapshot: &Snapshot) -> Result<(), Problem> {
 }
 
 /// What a VM takes of a server's memory while it runs.
-pub fn committed_memory(vm: &Vm) -> basin_model::Bytes {
-    vm.spec.memory + overhead(vm.spec.memory)
+pub fn committed_memory(vm: &Vm, emulated: bool) -> basin_model::Bytes {
+    vm.spec.memory + overhead(vm.spec.memory, emulated)
 }

@@ -23,12 +23,13 @@ pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot) -> Host {
 fn committed(host: HostId, snapshot: &Snapshot) -> Committed {
     let vms = snapshot.vms.values().map(|vm| &vm.value);
     let here = vms.filter(|vm| vm.placement.is_some_and(|p| p.host == host));
+    let emulated = snapshot.host_statuses.get(&host).is_none_or(|s| !s.value.kvm.usable);
     let mut sum = Committed::default();
     let mut memory = Bytes::ZERO;
     for vm in here.filter(|vm| !is_stopped(vm, snapshot)) {
         sum.vms += 1;
         sum.vcpus += vm.spec.vcpus.0;
-        memory += committed_memory(vm);
+        memory += committed_memory(vm, emulated);
     }
     Committed { memory_bytes: memory.get(), ..sum }
 }
