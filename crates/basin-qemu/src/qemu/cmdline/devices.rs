@@ -5,6 +5,7 @@ use basin_model::vm::Machine;
 use super::Inputs;
 use super::args::{Args, Opts};
 use super::place::{self, Device};
+use crate::engine::{BootSpec, MachineSpec};
 
 /// The monitor, the serial line and the guest agent: sockets that the daemon opened, so
 /// that it can connect at once and again after its restart.
@@ -48,6 +49,15 @@ pub(super) fn platform(args: &mut Args, inputs: &Inputs<'_>) {
     }
 }
 
+/// A drive's place in the order in which the firmware tries them. A kernel that QEMU
+/// loads is the first, and no two may be.
+fn boot_index(spec: &MachineSpec, drive: usize) -> usize {
+    match spec.boot {
+        BootSpec::Kernel { .. } => drive + 1,
+        BootSpec::Bios | BootSpec::Uefi { .. } => drive,
+    }
+}
+
 pub(super) fn disks(args: &mut Args, inputs: &Inputs<'_>) {
     for (n, disk) in inputs.spec.disks.iter().enumerate() {
         let id = format!("disk{n}");
@@ -56,7 +66,7 @@ pub(super) fn disks(args: &mut Args, inputs: &Inputs<'_>) {
         args.opts("-chardev", socket.kv("reconnect", 1));
         let device = place::virtio(inputs.spec, "vhost-user-blk", Device::Disk(n));
         let device = device.kv("chardev", &id).kv("num-queues", disk.queues);
-        args.device(device.kv("bootindex", n));
+        args.device(device.kv("bootindex", boot_index(inputs.spec, n)));
     }
 }
 
@@ -74,7 +84,7 @@ pub(super) fn cdroms(args: &mut Args, inputs: &Inputs<'_>) {
         let drive = Opts::of("driver", "file").kv("node-name", &node).kv("filename", file);
         args.opts("-blockdev", drive.kv("read-only", "on"));
         let cd = Opts::new("scsi-cd").kv("bus", "scsi0.0").kv("scsi-id", n).kv("drive", node);
-        args.device(cd.kv("bootindex", spec.disks.len() + n));
+        args.device(cd.kv("bootindex", boot_index(spec, spec.disks.len() + n)));
     }
 }
 
