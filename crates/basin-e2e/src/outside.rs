@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::place::{Place, add_netns, ip};
+use crate::place::{Place, add_netns, inside, ip};
 
 /// Who answers outside.
 const OUTSIDE: &str = "198.51.100.1";
@@ -49,5 +49,10 @@ impl Outside {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.netns)).arg(program);
         command
+    }
+
+    /// Runs something whose sockets are outside.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        inside(&self.netns, work)
     }
 }

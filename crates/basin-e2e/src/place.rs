@@ -7,6 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
+
 use crate::process;
 
 /// Short, for the paths of unix sockets.
@@ -153,6 +155,17 @@ fn in_netns(name: &str) -> Vec<u32> {
 pub(crate) fn add_netns(name: &str) {
     ip(&["netns", "add", name]);
     ip(&["-n", name, "link", "set", "lo", "up"]);
+}
+
+/// Runs something on a thread that is in a network namespace.
+pub(crate) fn inside<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> T {
+    let netns = fs::File::open(format!("/run/netns/{netns}")).expect("the network namespace");
+    let entered = move || {
+        setns(netns, CloneFlags::CLONE_NEWNET).expect("enter the network namespace");
+        work()
+    };
+    let joined = std::thread::scope(|scope| scope.spawn(entered).join());
+    joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 #[track_caller]

@@ -9,13 +9,12 @@ use basin_api::Problem;
 use basin_api::client::{Client, ClientError};
 use basin_api::task::{Task, TaskState};
 use basin_api::vm::VmCreate;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use tokio::runtime::Runtime;
 
 use crate::guest::Guest;
 use crate::outside::Outside;
-use crate::place::Place;
+use crate::place::{Place, inside};
 use crate::process;
 use crate::start::{Setup, wait_ready};
 use crate::wait::{BOOT, SOON, eventually, until};
@@ -47,11 +46,7 @@ impl Server {
     }
 
     pub(crate) fn new(place: Place, outside: Option<Outside>, setup: Setup) -> Server {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = runtime();
         let (daemon, client) = (Mutex::new(None), Mutex::new(None));
         let setup = Mutex::new(setup);
         Server { place, setup, daemon, client, outside, runtime, imported: OnceLock::new() }
@@ -192,6 +187,11 @@ impl Server {
         self.runtime.block_on(call)
     }
 
+    /// What runs the harness's own calls.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// The answer to a call.
     #[track_caller]
     pub fn ok<T>(&self, call: impl Future<Output = Result<T, ClientError>>) -> T {
@@ -247,18 +247,16 @@ impl Server {
         text(&out.stdout)
     }
 
-    /// Runs something whose sockets are in the server's network, with a runtime there.
-    #[track_caller]
+    /// Runs something whose sockets are in the server's network, with a runtime whose
+    /// threads are there too.
     pub fn in_network<T: Send>(&self, work: impl FnOnce(&Runtime) -> T + Send) -> T {
-        let netns = fs::File::open(format!("/run/netns/{}", self.place.name)).expect("the netns");
-        let inside = move || {
-            setns(netns, CloneFlags::CLONE_NEWNET).expect("enter the network");
-            // One thread, for only this one is inside.
-            let builder = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            work(&builder.expect("a runtime"))
-        };
-        let joined = std::thread::scope(|scope| scope.spawn(inside).join());
-        joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        inside(&self.place.name, || {
+            let runtime = runtime();
+            let done = work(&runtime);
+            // A console that is open is no reason to wait.
+            runtime.shutdown_background();
+            done
+        })
     }
 
     #[track_caller]
@@ -316,6 +314,11 @@ impl Server {
             }
         }
     }
+}
+
+fn runtime() -> Runtime {
+    let builder = &mut tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().expect("a runtime")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,0 +1,80 @@
+//! The network: guests reach each other and the world, and the server stays as it was.
+
+use std::io::Read;
+use std::net::TcpListener;
+
+use basin_api::network::Network;
+use basin_api::vm::{Machine, NewNic};
+use basin_e2e::{Server, Setup};
+
+#[test]
+fn two_guests_and_the_world() {
+    let server = Setup::new().outside().start();
+    let network = server.ok(server.client().get::<Network>("default"));
+    let chosen = network.subnet.replace(".0/24", ".77");
+    assert_ne!(chosen, network.subnet, "the default network is a /24");
+    let mut a = server.micro("a", Machine::Microvm);
+    a.nics = Some(vec![NewNic {
+        network: "default".to_owned(),
+        mac: Some("52:54:00:aa:bb:cc".to_owned()),
+        address: Some(chosen.clone()),
+    }]);
+    let a = server.create(&a);
+    let b = server.create(&server.micro("b", Machine::Q35));
+    a.start();
+    b.start();
+    let (mut on_a, mut on_b) = (a.shell(), b.shell());
+    assert_eq!(a.address(), chosen);
+    assert!(on_a.run("cat /sys/class/net/eth0/address").contains("52:54:00:aa:bb:cc"));
+    assert!(on_a.run("ip -4 addr show eth0").contains(&format!("inet {chosen}/24")));
+
+    on_b.run(&format!("ping -c 1 -W 20 {chosen}"));
+    on_b.run(&format!("ping -c 1 -W 20 a.{}", network.domain));
+    on_a.run("ping -c 1 -W 20 b");
+    assert_eq!(on_a.run(&format!("echo hello | nc -w 20 {} 7", b.address())), "hello");
+
+    // Out, by the server's own address; not in.
+    let outside = server.outside();
+    on_b.run(&format!("ping -c 1 -W 20 {}", outside.address()));
+    let listener = outside.enter(|| TcpListener::bind((outside.address(), 9999)).unwrap());
+    on_b.send(&format!("echo greetings | nc -w 20 {} 9999", outside.address()));
+    let (mut connection, peer) = listener.accept().unwrap();
+    let mut said = [0; 9];
+    connection.read_exact(&mut said).unwrap();
+    assert_eq!((&said, peer.ip().to_string().as_str()), (b"greetings", outside.server_address()));
+    let route = ["route", "add", &network.subnet, "via", outside.server_address()];
+    assert!(outside.command("ip").args(route).status().unwrap().success());
+    let ping = outside.command("ping").args(["-c", "1", "-W", "2", &chosen]).output().unwrap();
+    assert!(!ping.status.success(), "guests cannot be reached from outside");
+}
+
+/// Everything about the server's network that Basin could have changed.
+fn network_of(server: &Server) -> String {
+    server.sh(
+        "nft list ruleset; ip -o link | sed 's/ qdisc.*//'; ip -o address; ip route show table all; \
+         ip rule; sysctl -a 2>/dev/null | grep -E '^net\\.(ipv[46]|bridge|netfilter)' \
+         | grep -v -E 'nf_conntrack_count|random|stat|fs\\.|inode|route.*(gc|flush)'",
+    )
+}
+
+#[test]
+fn a_network_leaves_the_server_as_it_was() {
+    let server = Setup::new().outside().prepare();
+    server.sh("nft add table inet mine; nft add chain inet mine c; nft add rule inet mine c counter");
+    let before = network_of(&server);
+    server.boot();
+    let guest = server.create(&server.micro("n", Machine::Microvm));
+    guest.start();
+    guest.shell().run(&format!("ping -c 1 -W 20 {}", server.outside().address()));
+    assert_ne!(network_of(&server), before);
+    let refused = server.cli(&["network", "delete", "default"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains('n'), "{}", refused.stderr);
+
+    guest.delete(true);
+    server.cli(&["network", "delete", "default"]).ok();
+    basin_e2e::until("the network is as before", || network_of(&server) == before);
+    // And it is not back after a restart, for nobody asked for it.
+    server.restart();
+    assert_eq!(network_of(&server), before);
+}
