@@ -1,5 +1,6 @@
 //! A serial console: what a guest says, and what is typed to it.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,6 @@ pub struct Console {
     said: Arc<Said>,
     /// Up to where it has been read.
     read: usize,
-    commands: u32,
 }
 
 #[derive(Default)]
@@ -47,7 +47,7 @@ impl Console {
         let said = Arc::new(Said::default());
         runtime.spawn(collect(console.output, said.clone()));
         let (vm, runtime) = (vm.to_owned(), runtime.clone());
-        Console { vm, runtime, input: console.input, said, read: 0, commands: 0 }
+        Console { vm, runtime, input: console.input, said, read: 0 }
     }
 
     /// Waits until the guest says `text`; returns what it said up to and with it.
@@ -114,8 +114,9 @@ impl Console {
     /// Runs a command at a shell; its exit status and what it printed.
     #[track_caller]
     pub fn try_run(&mut self, command: &str) -> (u32, String) {
-        self.commands += 1;
-        let n = self.commands;
+        // Unique, for a console begins with what earlier ones said.
+        static COMMANDS: AtomicU32 = AtomicU32::new(1);
+        let n = COMMANDS.fetch_add(1, Ordering::Relaxed);
         // The quotes tell what was typed from what was printed.
         self.send(&format!("echo '<'{n}'>'; {command}; echo '<'{n}'='$?'>'"));
         self.expect(&format!("<{n}>"));

@@ -85,6 +85,15 @@ impl<'s> Guest<'s> {
         console
     }
 
+    /// The console of a micro guest that has come up and got its address.
+    #[track_caller]
+    pub fn online(&self) -> Console {
+        let mut console = self.shell();
+        self.wait_log("micro: address", 1);
+        console.run(":");
+        console
+    }
+
     /// The end of what its console said, over all its runs.
     #[track_caller]
     pub fn log(&self) -> String {
@@ -97,6 +106,16 @@ impl<'s> Guest<'s> {
     pub fn wait_log(&self, text: &str, times: usize) {
         eventually(&format!("{} says '{text}' {times} times", self.name), BOOT, || {
             (self.log().matches(text).count() >= times).then_some(())
+        });
+    }
+
+    /// Waits until a micro guest has come up for the nth time, to its shell.
+    #[track_caller]
+    pub fn wait_boot(&self, nth: usize) {
+        eventually(&format!("{} comes up the {nth}. time", self.name), BOOT, || {
+            let log = self.log();
+            let since = log.match_indices("micro: up").nth(nth - 1)?.0;
+            log[since..].contains("micro# ").then_some(())
         });
     }
 

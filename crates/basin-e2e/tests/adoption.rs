@@ -79,15 +79,14 @@ fn what_happened_while_nobody_looked_is_seen() {
     killed.wait_state(State::Running);
     let status = killed.vm().status;
     assert_eq!(status.last_failure.expect("a failure").kind, "machine_died");
-    killed.wait_log("micro: up", 2);
+    killed.wait_boot(2);
     assert_eq!(killed.qemu_pid(), again);
 
     // And an order that was given before the daemon died is carried out after.
     let client = server.client();
     server.freeze();
-    let order = server.runtime().spawn(async move {
-        client.vm_action("killed", VmAction::PowerOff).await
-    });
+    let order =
+        server.runtime().spawn(async move { client.vm_action("killed", VmAction::PowerOff).await });
     server.kill();
     server.boot();
     // It either reached the store or did not; what is wanted and what is agree in the end.

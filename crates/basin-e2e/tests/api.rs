@@ -154,6 +154,12 @@ fn figures_are_openmetrics() {
         samples += 1;
     }
     assert!(samples > 10);
-    assert!(text.lines().any(|l| l.starts_with("basin_vms{") && l.contains("running") && l.ends_with(" 1")), "{text}");
-    assert!(text.lines().any(|l| l.starts_with("basin_vm_resident_memory") && l.contains("vm=\"m\"")));
+    assert!(
+        text.lines()
+            .any(|l| l.starts_with("basin_vms{") && l.contains("running") && l.ends_with(" 1")),
+        "{text}"
+    );
+    assert!(
+        text.lines().any(|l| l.starts_with("basin_vm_resident_memory") && l.contains("vm=\"m\""))
+    );
 }

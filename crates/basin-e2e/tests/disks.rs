@@ -40,7 +40,8 @@ impl Writers<'_> {
 }
 
 fn check_disk(shell: &mut Console, disk: &str, acked: u64) {
-    let said = shell.run(&format!("guest-tool disk-check dev=/dev/{disk} blocks=256 acked={acked}"));
+    let said =
+        shell.run(&format!("guest-tool disk-check dev=/dev/{disk} blocks=256 acked={acked}"));
     assert!(said.contains("disk: ok newest="), "{said}");
 }
 
@@ -71,11 +72,11 @@ fn no_acknowledged_write_is_lost_when_blockd_is_killed() {
     }
     // The daemon itself is no part of this.
     server.kill();
-    for disk in ["vda", "vdb"] {
-        writers.progress(disk);
-    }
     server.boot();
     let mut shell = guest.console();
+    for disk in ["vda", "vdb"] {
+        Writers(&mut shell).progress(disk);
+    }
     let acked = ["vda", "vdb"].map(|disk| (disk, Writers(&mut shell).stop(disk)));
     for (disk, acked) in acked {
         check_disk(&mut shell, disk, acked);
@@ -86,7 +87,7 @@ fn no_acknowledged_write_is_lost_when_blockd_is_killed() {
     // What is on the disk is what another boot finds.
     guest.shut_down(120);
     guest.start();
-    guest.wait_log("micro# ", 2);
+    guest.wait_boot(2);
     let mut shell = guest.console();
     for (disk, acked) in acked {
         check_disk(&mut shell, disk, acked);
@@ -145,7 +146,7 @@ fn clones_sizes_serials_and_read_only_disks() {
         server.done(client.grow_volume(name, VolumeGrow { size_bytes: 12 * MIB }));
     }
     guest.start();
-    guest.wait_log("micro# ", 2);
+    guest.wait_boot(2);
     let mut shell = guest.console();
     for disk in ["vda", "vdb"] {
         let size = shell.run(&format!("cat /sys/block/{disk}/size"));
@@ -189,7 +190,8 @@ fn a_datastore_refuses_before_it_overflows() {
     server.ok(client.create::<Datastore>(&datastore));
     let blank = |size_bytes| VolumeSource::Blank { size_bytes };
     server.done(client.create::<Volume>(&volume("a", blank(48 * MIB), Some("small"))));
-    let refused = server.refused(client.create::<Volume>(&volume("b", blank(32 * MIB), Some("small"))));
+    let refused =
+        server.refused(client.create::<Volume>(&volume("b", blank(32 * MIB), Some("small"))));
     assert_eq!((refused.status, refused.code.as_str()), (507, "no-space"));
     assert!(refused.detail.contains("small") && !refused.advice.is_empty(), "{refused:?}");
     let grown = server.refused(client.grow_volume("a", VolumeGrow { size_bytes: 96 * MIB }));

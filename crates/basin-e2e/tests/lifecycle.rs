@@ -28,7 +28,7 @@ fn a_life(machine: Machine) {
 
     let guest = server.guest("web");
     assert_eq!(guest.state(), State::Running);
-    let mut shell = guest.shell();
+    let mut shell = guest.online();
     let address = guest.address();
     assert!(shell.run("ip -4 addr show eth0").contains(&format!("inet {address}/")));
     server.sh(&format!("ping -c 1 -W 20 {address}"));
@@ -153,17 +153,15 @@ fn resets_reboots_and_ends() {
     let qemu = guest.qemu_pid();
 
     server.cli(&["vm", "reset", "r"]).ok();
-    guest.wait_log("micro: up", 2);
+    guest.wait_boot(2);
     assert_eq!(guest.qemu_pid(), qemu, "a reset keeps the machine");
 
-    guest.wait_log("micro# ", 2);
     guest.console().send("reboot -f");
-    guest.wait_log("micro: up", 3);
+    guest.wait_boot(3);
     until("the reboot is seen", || server.log().contains("the guest rebooted"));
     assert_eq!((guest.qemu_pid(), guest.state()), (qemu, State::Running));
 
     // A guest that turns itself off stays off.
-    guest.wait_log("micro# ", 3);
     guest.console().send("poweroff -f");
     guest.wait_state(State::Stopped);
     server.restart();

@@ -23,7 +23,7 @@ fn two_guests_and_the_world() {
     let b = server.create(&server.micro("b", Machine::Q35));
     a.start();
     b.start();
-    let (mut on_a, mut on_b) = (a.shell(), b.shell());
+    let (mut on_a, mut on_b) = (a.online(), b.online());
     assert_eq!(a.address(), chosen);
     assert!(on_a.run("cat /sys/class/net/eth0/address").contains("52:54:00:aa:bb:cc"));
     assert!(on_a.run("ip -4 addr show eth0").contains(&format!("inet {chosen}/24")));
@@ -60,12 +60,13 @@ fn network_of(server: &Server) -> String {
 #[test]
 fn a_network_leaves_the_server_as_it_was() {
     let server = Setup::new().outside().prepare();
-    server.sh("nft add table inet mine; nft add chain inet mine c; nft add rule inet mine c counter");
+    server
+        .sh("nft add table inet mine; nft add chain inet mine c; nft add rule inet mine c counter");
     let before = network_of(&server);
     server.boot();
     let guest = server.create(&server.micro("n", Machine::Microvm));
     guest.start();
-    guest.shell().run(&format!("ping -c 1 -W 20 {}", server.outside().address()));
+    guest.online().run(&format!("ping -c 1 -W 20 {}", server.outside().address()));
     assert_ne!(network_of(&server), before);
     let refused = server.cli(&["network", "delete", "default"]);
     assert_eq!(refused.code, 1);

@@ -38,7 +38,7 @@ fn a_guest_that_panics() {
         for guest in [&again, &stop, &leave] {
             guest.shell().send("guest-tool after do=panic");
         }
-        again.wait_log("micro: up", 2);
+        again.wait_boot(2);
         assert_ne!(again.qemu_pid(), first);
         assert_eq!((again.vm().status.failures, last_failure(&again)), (1, "guest_panic".into()));
         stop.wait_state(State::Stopped);
@@ -46,7 +46,7 @@ fn a_guest_that_panics() {
         leave.wait_state(State::Crashed);
         assert_eq!((leave.qemu_pid(), last_failure(&leave)), (left, "guest_panic".into()));
         leave.act(VmAction::Reset);
-        leave.wait_log("micro: up", 2);
+        leave.wait_boot(2);
         assert_eq!(leave.state(), State::Running);
         for guest in [again, stop, leave] {
             guest.delete(true);
@@ -59,7 +59,7 @@ fn a_guest_that_hangs() {
     let server = Server::start();
     let guest = guest(&server, "hang", Machine::Q35, FailurePolicy::default());
     guest.shell().send("guest-tool watchdog seconds=2 feed=1");
-    guest.wait_log("micro: up", 2);
+    guest.wait_boot(2);
     assert_eq!(last_failure(&guest), "watchdog");
 }
 
@@ -72,12 +72,14 @@ fn a_qemu_that_is_killed() {
     for failures in 1..=2 {
         let old = again.kill_qemu();
         // Paused between its tries, for longer each time.
-        until("it backs off or is back", || again.state() != State::Running || again.processes() != [old]);
+        until("it backs off or is back", || {
+            again.state() != State::Running || again.processes() != [old]
+        });
         again.wait_new_qemu(old);
         again.wait_state(State::Running);
         assert_eq!(again.vm().status.failures, failures);
     }
-    again.wait_log("micro# ", 1);
+    again.wait_boot(1);
     stop.kill_qemu();
     stop.wait_state(State::Stopped);
     leave.kill_qemu();
@@ -101,7 +103,7 @@ fn after_a_power_failure_what_should_run_runs() {
     run.start();
     hold.start();
     off.start();
-    run.shell().run("guest-tool disk-write dev=/dev/vda blocks=64 count=100");
+    run.online().run("guest-tool disk-write dev=/dev/vda blocks=64 count=100");
     hold.shell();
     hold.act(VmAction::Pause);
     off.power_off();
@@ -110,11 +112,12 @@ fn after_a_power_failure_what_should_run_runs() {
     server.lose_power();
     assert!(!process::alive(old));
     server.boot();
-    run.wait_log("micro# ", 2);
+    run.wait_boot(2);
     assert_eq!((run.state(), run.address()), (State::Running, address.clone()));
     assert_eq!(run.vm().status.failures, 0, "a power failure is not the VM's");
     let mut shell = run.console();
     shell.run("guest-tool disk-check dev=/dev/vda blocks=64 acked=100");
+    run.wait_log("micro: address", 2);
     server.sh(&format!("ping -c 1 -W 20 {address}"));
     hold.wait_state(State::Paused);
     assert_eq!((off.state(), off.processes()), (State::Stopped, vec![]));
