@@ -126,8 +126,15 @@ impl Console {
             panic!("{command}: '{status}' is not an exit status");
         });
         let said = said.trim_end_matches(&format!("<{n}="));
-        (status, said.replace('\r', "").trim().to_owned())
+        (status, without_services(&said.replace('\r', "")))
     }
+}
+
+/// Without the lines that a micro guest's own services print at any time.
+fn without_services(said: &str) -> String {
+    const SERVICES: [&str; 3] = ["micro: ", "tcp-echo: ", "power-button: "];
+    let lines = said.lines().filter(|line| !SERVICES.iter().any(|s| line.starts_with(s)));
+    lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 async fn collect(mut output: ConsoleOutput, said: Arc<Said>) {

@@ -29,6 +29,10 @@ impl Outside {
         ip(&["-n", inside, "link", "add", "up0", "type", "veth", "peer", "out0", "netns", netns]);
         ip(&["-n", inside, "address", "add", &format!("{SERVER}/24"), "dev", "up0"]);
         ip(&["-n", netns, "address", "add", &format!("{OUTSIDE}/24"), "dev", "out0"]);
+        for (netns, end) in [(inside, "up0"), (netns, "out0")] {
+            // Link-local addresses of IPv6 would come and settle while tests look.
+            ip(&["-n", netns, "link", "set", end, "addrgenmode", "none"]);
+        }
         ip(&["-n", inside, "link", "set", "up0", "up"]);
         ip(&["-n", netns, "link", "set", "out0", "up"]);
         ip(&["-n", inside, "route", "add", "default", "via", OUTSIDE]);

@@ -127,7 +127,7 @@ fn clones_sizes_serials_and_read_only_disks() {
     vm.disks[0].serial = Some("Serial-0.1".to_owned());
     vm.disks[2].read_only = true;
     let guest = server.create(&vm);
-    let in_use = server.over_or_refused("full");
+    let in_use = server.why_not_deleted("full");
     assert!(in_use.contains("c"), "{in_use}");
     guest.start();
     let mut shell = guest.shell();
@@ -161,13 +161,13 @@ fn clones_sizes_serials_and_read_only_disks() {
     assert_eq!(server.ok(client.list::<Volume>()).items.len(), 3);
 }
 
-trait Deletion {
-    fn over_or_refused(&self, volume: &str) -> String;
+trait Refusals {
+    fn why_not_deleted(&self, volume: &str) -> String;
 }
 
-impl Deletion for Server {
+impl Refusals for Server {
     /// Why a volume that is attached cannot be deleted.
-    fn over_or_refused(&self, volume: &str) -> String {
+    fn why_not_deleted(&self, volume: &str) -> String {
         let refused = self.refused(self.client().delete::<Volume>(volume));
         assert_eq!(refused.code, "in-use");
         refused.detail
