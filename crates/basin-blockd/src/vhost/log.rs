@@ -27,9 +27,10 @@ impl DirtyLog {
         for page in (gpa >> PAGE_SHIFT)..=(last >> PAGE_SHIFT) {
             let (byte, bit) = ((page / 8) as usize, 1u8 << (page % 8));
             let Ok(cell) = self.map.get_atomic_ref::<AtomicU8>(byte) else { return };
-            if cell.load(Ordering::Relaxed) & bit == 0 {
-                cell.fetch_or(bit, Ordering::Release);
-            }
+            // Always, even if it is set: the read-modify-write is a full barrier. A
+            // plain look could pass the change on its way to memory, and the front
+            // end would copy the page without it and clear the bit.
+            cell.fetch_or(bit, Ordering::SeqCst);
         }
     }
 }
