@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use super::report::{Better, Figure, table};
+use super::report::{Better, Figure};
+use super::results;
 use server::{Kind, Server};
 use workload::{CASES, Case, Sample, Workload};
 
@@ -19,13 +20,13 @@ const PEER: &str = "qemu-storage-daemon";
 #[derive(Debug, Clone, Args)]
 pub struct IoArgs {
     /// The released binary; runs `basin blockd`.
-    #[arg(long, default_value = "target/release/basin")]
+    #[arg(long, env = "BASIN_BIN")]
     basin: PathBuf,
     /// Instead of `--basin`: a program that takes a run directory and is blockd.
     #[arg(long)]
     blockd: Option<PathBuf>,
-    /// Where the file is made and the result is written.
-    #[arg(long, default_value = "target/bench")]
+    /// Where the file is made.
+    #[arg(long, default_value_os_t = results::dir())]
     dir: PathBuf,
     /// How often each case is measured on each side.
     #[arg(long, default_value_t = 5)]
@@ -54,10 +55,7 @@ pub fn run(args: &IoArgs) -> anyhow::Result<()> {
     let outcome = measure(args, &file);
     std::fs::remove_file(&file)?;
     let figures = outcome?;
-    print!("{}", table(&figures));
-    let path = args.dir.join("io.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&figures)?)
-        .with_context(|| format!("cannot write {}", path.display()))
+    results::publish("io", &figures)
 }
 
 fn measure(args: &IoArgs, file: &Path) -> anyhow::Result<Vec<Figure>> {

@@ -1,0 +1,229 @@
+//! Debian's libvirt beside Basin: a daemon of its own in the server's network, whose
+//! directories hide the system's in a mount namespace, so that nothing of it stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+use basin_e2e::{Server, images};
+
+const PACKAGES: [&str; 3] = ["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"];
+
+/// What libvirt keeps outside of what its configuration names.
+const HIDDEN: [&str; 5] = [
+    "/etc/libvirt",
+    "/run/libvirt",
+    "/var/lib/libvirt",
+    "/var/log/libvirt",
+    "/var/cache/libvirt",
+];
+
+/// A libvirtd; ends with the server, in whose network namespace it lives.
+pub struct Libvirt {
+    daemon: Child,
+    /// Domains are in this part of the control groups.
+    partition: String,
+    dir: PathBuf,
+    /// Mount points that were not there before.
+    made: Vec<&'static str>,
+}
+
+impl Libvirt {
+    /// With a bridge `lv-br` for its machines, in place of its own network.
+    pub fn start(server: &Server) -> anyhow::Result<Libvirt> {
+        install()?;
+        let dir = server.place.dir.join("libvirt");
+        fs::create_dir_all(&dir)?;
+        server.sh("ip link add lv-br type bridge && ip link set lv-br up");
+        let mut made = Vec::new();
+        for path in HIDDEN {
+            if !Path::new(path).exists() {
+                fs::create_dir_all(path)?;
+                made.push(path);
+            }
+        }
+        let partition = server.place.name.clone();
+        make_partition(&partition)?;
+        // Copies, since libvirt changes the owner of what it gives to a machine.
+        for file in ["vmlinuz", "initrd.img"] {
+            fs::copy(images::micro(file), dir.join(file))?;
+        }
+        fs::write(dir.join("libvirtd.conf"), daemon_conf(&dir))?;
+        fs::write(dir.join("qemu.conf"), QEMU_CONF)?;
+        let script = format!(
+            "set -e; mount --make-rprivate /; \
+             for d in {}; do mount -t tmpfs -o mode=0755 tmpfs $d; done; \
+             cp {dir}/qemu.conf /etc/libvirt/qemu.conf; \
+             virtlogd --daemon; \
+             exec libvirtd --config {dir}/libvirtd.conf --pid-file {dir}/pid",
+            HIDDEN.join(" "),
+            dir = dir.display(),
+        );
+        let log = fs::File::create(dir.join("log"))?;
+        let daemon = server
+            .place
+            .command("unshare")
+            .args(["--mount", "sh", "-c", &script])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("run libvirtd")?;
+        let libvirt = Libvirt { daemon, partition, dir, made };
+        basin_e2e::until("libvirtd answers", || libvirt.command(&["uri"]).is_ok());
+        Ok(libvirt)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// Runs virsh; what it says.
+    pub fn virsh(&self, args: &[&str]) -> anyhow::Result<String> {
+        self.command(args).with_context(|| {
+            fs::read_to_string(self.dir.join("log")).unwrap_or_else(|e| e.to_string())
+        })
+    }
+
+    fn command(&self, args: &[&str]) -> anyhow::Result<String> {
+        let socket = self.dir.join("libvirt-sock");
+        let uri = format!("qemu+unix:///system?socket={}", socket.display());
+        let out = Command::new("virsh").args(["--connect", &uri]).args(args).output()?;
+        if !out.status.success() {
+            bail!("virsh {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// Writes a domain like Basin's q35 machines: emulated, a kernel, a raw disk, a tap on
+    /// a bridge, the same small devices. The file to give to virsh.
+    pub fn domain(&self, name: &str, number: u8, mib: u64) -> anyhow::Result<PathBuf> {
+        let disk = self.dir.join(format!("{name}.raw"));
+        fs::File::create(&disk)?.set_len(64 << 20)?;
+        let xml = DOMAIN
+            .replace("@NAME@", name)
+            .replace("@NUMBER@", &format!("{number:02x}"))
+            .replace("@MIB@", &mib.to_string())
+            .replace("@PARTITION@", &self.partition)
+            .replace("@KERNEL@", &self.dir.join("vmlinuz").display().to_string())
+            .replace("@INITRD@", &self.dir.join("initrd.img").display().to_string())
+            .replace("@DISK@", &disk.display().to_string());
+        let path = self.dir.join(format!("{name}.xml"));
+        fs::write(&path, xml)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        let running = self.command(&["list", "--name"]).unwrap_or_default();
+        for name in running.split_whitespace() {
+            let _ = self.command(&["destroy", name]);
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        for dir in partitions(&self.partition) {
+            let _ = fs::remove_dir(dir);
+        }
+        for dir in &self.made {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+fn install() -> anyhow::Result<()> {
+    let there = |program: &str| {
+        let shell = format!("command -v {program}");
+        Command::new("sh").args(["-c", &shell]).output().is_ok_and(|out| out.status.success())
+    };
+    let all = ["virsh", "libvirtd", "virtlogd"].into_iter().all(there);
+    if all && Path::new("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver").is_dir() {
+        return Ok(());
+    }
+    println!("installing libvirt to compare with: {}", PACKAGES.join(" "));
+    let status = Command::new("apt-get")
+        .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+        .args(PACKAGES)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .status()
+        .context("run apt-get")?;
+    if !status.success() {
+        bail!("libvirt cannot be installed; 'apt-get install {}' says why", PACKAGES.join(" "));
+    }
+    Ok(())
+}
+
+/// libvirt wants the part to be there, in every hierarchy of version 1 that it uses.
+fn partitions(name: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let controllers = ["cpu", "cpuacct", "cpuset", "memory", "devices", "blkio", "freezer"];
+    let v1 = controllers.iter().map(|c| root.join(c)).filter(|dir| dir.is_dir());
+    let mut all: Vec<PathBuf> = v1.collect();
+    if all.is_empty() {
+        all.push(root.to_owned());
+    }
+    all.iter().map(|dir| dir.join(format!("{name}.partition"))).collect()
+}
+
+fn make_partition(name: &str) -> anyhow::Result<()> {
+    for dir in partitions(name) {
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let parent = dir.parent().map(|p| p.join(file)).filter(|p| p.exists());
+            if let Some(parent) = parent.filter(|p| p.components().any(|c| c.as_os_str() == "cpuset")) {
+                fs::write(dir.join(file), fs::read(parent)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn daemon_conf(dir: &Path) -> String {
+    format!(
+        "unix_sock_dir = \"{0}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n\
+         log_outputs = \"3:stderr\"\n",
+        dir.display()
+    )
+}
+
+/// Debian's own user for machines comes with another package.
+const QEMU_CONF: &str = "user = \"+1899999999\"\ngroup = \"+1899999999\"\n\
+                         security_default_confined = 0\n";
+
+const DOMAIN: &str = r#"<domain type='qemu'>
+  <name>@NAME@</name>
+  <memory unit='MiB'>@MIB@</memory>
+  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+  <vcpu>1</vcpu>
+  <resource><partition>/@PARTITION@</partition></resource>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>@KERNEL@</kernel>
+    <initrd>@INITRD@</initrd>
+    <cmdline>console=ttyS0 quiet micro.ip=dhcp</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='custom' match='exact' check='none'><model fallback='allow'>Nehalem</model></cpu>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <source file='@DISK@'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <interface type='bridge'>
+      <mac address='52:54:00:00:00:@NUMBER@'/>
+      <source bridge='lv-br'/>
+      <model type='virtio'/>
+    </interface>
+    <serial type='pty'/>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+    <memballoon model='virtio'><stats period='5'/></memballoon>
+    <watchdog model='i6300esb' action='pause'/>
+    <panic model='isa'/>
+  </devices>
+</domain>
+"#;
