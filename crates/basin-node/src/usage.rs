@@ -134,11 +134,18 @@ fn host(parts: &Parts) -> HostUsage {
     }
 }
 
+/// What a process holds itself. Shared memory is left out: blockd maps the memory of
+/// guests, and what it has touched of that is the guests'.
 fn resident(pid: u32) -> Option<Bytes> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
-    Some(Bytes(pages * u64::try_from(page).ok()?))
+    own_memory(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+fn own_memory(status: &str) -> Option<Bytes> {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok().map(Bytes::kib)
+    };
+    Some(field("RssAnon:")? + field("RssFile:")?)
 }
 
 /// User, nice, system, irq, softirq and steal time of all CPUs. A guest's time is
@@ -163,6 +170,13 @@ mod tests {
         let stat = "cpu  10 20 30 4000 500 6 7 8 9 10\ncpu0 1 2 3 4\n";
         assert_eq!(cpu_busy(stat), Duration::from_millis(810));
         assert_eq!(cpu_busy("garbage"), Duration::ZERO);
+    }
+
+    #[test]
+    fn shared_memory_is_not_counted() {
+        let status = "RssAnon:\t  100 kB\nRssFile:\t   20 kB\nRssShmem:\t  999 kB\n";
+        assert_eq!(own_memory(status), Some(Bytes::kib(120)));
+        assert_eq!(own_memory("garbage"), None);
     }
 
     #[test]
