@@ -89,13 +89,11 @@ pub fn run(workspace: &Path, options: &Options) -> Result<()> {
     }
     println!("==> cleaning up");
     let cleaned = place.remove().context("failed: clean up");
-    if stop.asked() && options.exit {
-        bail!("interrupted");
+    match outcome {
+        Ok(()) => cleaned,
+        Err(_) if stop.asked() => bail!("interrupted before the demo was over"),
+        Err(_) => bail!("the demo failed"),
     }
-    if stop.asked() {
-        return cleaned;
-    }
-    outcome.map_err(|_| anyhow::anyhow!("the demo failed")).and(cleaned)
 }
 
 fn all(
