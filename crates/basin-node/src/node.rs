@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use basin_model::host::{Condition, HostStatus};
 use basin_model::keys;
@@ -13,6 +14,7 @@ use basin_qemu::Engine;
 use basin_store::Store;
 use basin_store::records::TxnBuilder;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +32,8 @@ use crate::usage::Meter;
 use crate::vms::agent::{Agent, Found, traces};
 use crate::vms::parts::{Note, Parts};
 use crate::vms::{Machines, Vms};
+
+const DATASTORES_OPEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// One server's node. Its tasks run until [`LocalNode::shutdown`]; VMs run on after that.
 pub struct LocalNode {
@@ -101,12 +105,12 @@ impl LocalNode {
         let agent = Agent::new(config.host, parts.clone(), machines.clone(), vms.clone());
         let found = Found { adopted, rebooted, traces };
         let (settled, all_settled) = oneshot::channel();
-        let agent_stop = stop.clone();
-        tasks.spawn(async move {
-            // Most VMs stand on a datastore: without it their first start fails.
-            agent_stop.run_until_cancelled(first_open).await;
-            agent.run(found, settled, agent_stop).await;
-        });
+        // Most VMs stand on a datastore, and tasks of an earlier daemon go on as soon
+        // as this returns. A file system that hangs must not keep all the rest down.
+        if timeout(DATASTORES_OPEN_WITHIN, first_open).await.is_err() {
+            tracing::warn!("datastores take long to open; going on without");
+        }
+        tasks.spawn(agent.run(found, settled, stop.clone()));
         let state_dir = config.state_dir.clone();
         tasks.spawn(async move {
             if all_settled.await.is_ok()

@@ -14,7 +14,7 @@ use basin_store::records::{self, CommitError, TxnBuilder};
 use basin_store::{Store, StoreError};
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 /// Makes sure that the server's own record is there.
@@ -68,7 +68,14 @@ pub async fn ensure_defaults(
         }
         None => info!("no subnet is free for a network 'default'; make one by hand"),
     }
-    once(txn.commit(store).await)
+    let committed = txn.commit(store).await;
+    // Open before the API is: the first request may be an import.
+    if committed.is_ok()
+        && let Err(e) = node.open_datastore(&datastore).await
+    {
+        warn!(error = e.0.detail, "datastore 'default' cannot be opened");
+    }
+    once(committed)
 }
 
 /// The first /24 that the server does not reach already: 10.86.0.0 to 10.86.255.0.
