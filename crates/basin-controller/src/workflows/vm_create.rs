@@ -140,7 +140,8 @@ impl Workflow for VmCreate {
     }
 
     fn on_undone(&self) -> TxnBuilder {
-        let give_ups = self.volumes.iter().map(volumes::give_up);
-        give_ups.fold(vm_delete::unreserve(&self.vm), TxnBuilder::and)
+        // The status once more: its server may have written it a last time.
+        let txn = vm_delete::unreserve(&self.vm).delete(keys::vm_status(self.vm.id));
+        self.volumes.iter().map(volumes::give_up).fold(txn, TxnBuilder::and)
     }
 }
