@@ -189,11 +189,14 @@ fn success(ended: Ended) -> Result<(), ImgError> {
 }
 
 fn failure(ended: &Ended) -> ImgError {
-    let reason = ended.reason();
-    if reason.contains("No space left on device") || reason.contains("Disk quota exceeded") {
+    let said = |words: &str| ended.stderr.contains(words);
+    if said("No space left on device") || said("Disk quota exceeded") {
         return ImgError::Full;
     }
-    ImgError::Refused(reason)
+    if said("exceeding the end of the file") && !said("corrupted") {
+        return ImgError::Refused("it is truncated: it refers to data beyond its end".to_owned());
+    }
+    ImgError::Refused(ended.reason())
 }
 
 /// Finds the last percentage in the output of `-p`, such as `    (12.34/100%)`.

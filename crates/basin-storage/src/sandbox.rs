@@ -52,15 +52,31 @@ pub struct Ended {
 impl Ended {
     /// What went wrong, on one line.
     pub fn reason(&self) -> String {
-        let text = self.stderr.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>();
+        let text: Vec<_> =
+            self.stderr.lines().map(str::trim).filter(|l| !l.is_empty()).map(plain).collect();
         match (self.status.signal(), text.is_empty()) {
             (Some(signal), _) if signal == Signal::SIGXCPU as i32 => "it took too much time".into(),
             (Some(signal), _) if signal == Signal::SIGXFSZ as i32 => "it became too large".into(),
             (Some(signal), true) => format!("qemu-img was killed by signal {signal}"),
             (None, true) => format!("qemu-img ended with {}", self.status),
-            (_, false) => text.join("; ").chars().take(2000).collect(),
+            (_, false) => {
+                let more = text.len().saturating_sub(FIRST_LINES);
+                let words = text[..text.len() - more].join("; ");
+                let words: String = words.chars().take(1000).collect();
+                if more == 0 { words } else { format!("{words}; and {more} more lines") }
+            }
         }
     }
+}
+
+/// A damaged image fills screens; the first lines say what is wrong.
+const FIRST_LINES: usize = 2;
+
+/// Without what only Basin knows: how it named the file to `qemu-img`.
+fn plain(line: &str) -> String {
+    let line = line.strip_prefix("qemu-img: ").unwrap_or(line);
+    let ours = line.split_once("'json:{").and_then(|(_, rest)| rest.split_once("}': "));
+    ours.map_or(line, |(_, why)| why).to_owned()
 }
 
 /// Why there is no result.
@@ -237,6 +253,21 @@ mod tests {
             limits: Limits { file_size: 1 << 20, cpu_seconds: 1 },
         };
         run.wait(&CancellationToken::new(), &mut |_| ()).unwrap()
+    }
+
+    #[test]
+    fn what_went_wrong_is_said_in_few_words() {
+        let check = |stderr: &str, expect: &str| {
+            let (status, stderr) = (ExitStatus::from_raw(1 << 8), stderr.to_owned());
+            assert_eq!(Ended { status, stdout: Vec::new(), stderr }.reason(), expect);
+        };
+        check("", "qemu-img ended with exit status: 1");
+        check("one\n\n two\n", "one; two");
+        check("one\ntwo\nthree\nfour\n", "one; two; and 2 more lines");
+        check(
+            "qemu-img: Could not open 'json:{\"driver\":\"qcow2\",\"file\":{\"x\":1}}': L1 is bad\n",
+            "L1 is bad",
+        );
     }
 
     #[test]

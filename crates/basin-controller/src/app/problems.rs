@@ -161,7 +161,7 @@ pub fn no_host(name: impl Display, reasons: &[String]) -> Problem {
     problem(
         "no-host",
         format!("No server can run VM '{name}': {}.", reasons.join("; ")),
-        "Stop or shrink other VMs, or shrink this one.",
+        "Stop or shrink other VMs, or shrink this one; 'basin doctor' examines a server.",
     )
 }
 

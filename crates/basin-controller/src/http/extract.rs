@@ -25,10 +25,22 @@ impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
             other => ApiError(problems::malformed(other.body_text())),
         })?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(text)
-            .map(Body)
-            .map_err(|e| ApiError(problems::malformed(format!("body: {e}"))))
+        parse(text).map(Body).map_err(|why| ApiError(problems::malformed(format!("body: {why}"))))
     }
+}
+
+/// The value, or where and why the JSON is none.
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        match e.path().iter().next() {
+            // An unknown field is named by the error too, as its path alone is not clear.
+            Some(_) => format!("{}: {}", e.path(), e.inner()),
+            None => e.inner().to_string(),
+        }
+    })?;
+    json.end().map_err(|e| e.to_string())?;
+    Ok(value)
 }
 
 /// Query parameters.

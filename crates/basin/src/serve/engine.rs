@@ -47,6 +47,9 @@ async fn real(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let launcher = BlockdLauncher { program, args: vec!["blockd".to_owned()] };
     let (qemu, kvm) = (engine.info().clone(), engine.kvm().clone());
+    if let QemuInfo::Unusable { reason } = &qemu {
+        tracing::warn!("this server cannot run VMs: {reason}");
+    }
     let node = node(args, host, BlockdMode::Process(launcher), qemu, kvm);
     Ok(Parts { node, engine: Arc::new(engine), fabric: Arc::new(fabric) })
 }
