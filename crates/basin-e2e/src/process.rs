@@ -75,7 +75,7 @@ pub(crate) fn find(wanted: impl Fn(&[String]) -> bool) -> Vec<u32> {
 }
 
 /// The processes in a cgroup file system's directory, and below it.
-pub(crate) fn in_cgroup(dir: &Path) -> Vec<u32> {
+pub fn in_cgroup(dir: &Path) -> Vec<u32> {
     let mut pids: Vec<u32> = std::fs::read_to_string(dir.join("cgroup.procs"))
         .unwrap_or_default()
         .lines()

@@ -34,3 +34,20 @@ pub fn registry() -> Registry<Services> {
         .with::<volume_delete::VolumeDelete>()
         .with::<volume_grow::VolumeGrow>()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The end-to-end tests know the binary only, and cut off each step of this list.
+    #[test]
+    fn the_list_that_the_fault_tests_go_by_is_whole() {
+        let list = include_str!("../../../basin-e2e/workflows.txt");
+        let lines = list.lines().filter(|l| !l.starts_with('#') && !l.is_empty());
+        let listed: Vec<String> = lines.map(str::to_owned).collect();
+        let registry = registry();
+        let line = |(kind, steps): (&str, Vec<&str>)| format!("{kind} {}", steps.join(" "));
+        let known: Vec<String> = registry.kinds().map(line).collect();
+        assert_eq!(listed, known, "bring crates/basin-e2e/workflows.txt up to date");
+    }
+}
