@@ -61,8 +61,13 @@ fn main() -> anyhow::Result<()> {
     );
     let disk = |r: proc::Resident| mib(r.all - r.shared) / RUNNING as f64;
     figures.push(
-        Figure::alone("blockd's memory for a disk", "MiB", &[disk(full) - disk(empty)], Better::Lower)
-            .target(Target::Value(2.0)),
+        Figure::alone(
+            "blockd's memory for a disk",
+            "MiB",
+            &[disk(full) - disk(empty)],
+            Better::Lower,
+        )
+        .target(Target::Value(2.0)),
     );
     let shared = mib(full.shared) / RUNNING as f64;
     figures.push(Figure::alone(

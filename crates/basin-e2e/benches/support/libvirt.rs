@@ -11,13 +11,8 @@ use basin_e2e::{Server, images};
 const PACKAGES: [&str; 3] = ["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"];
 
 /// What libvirt keeps outside of what its configuration names.
-const HIDDEN: [&str; 5] = [
-    "/etc/libvirt",
-    "/run/libvirt",
-    "/var/lib/libvirt",
-    "/var/log/libvirt",
-    "/var/cache/libvirt",
-];
+const HIDDEN: [&str; 5] =
+    ["/etc/libvirt", "/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt"];
 
 /// A libvirtd; ends with the server, in whose network namespace it lives.
 pub struct Libvirt {
@@ -171,7 +166,9 @@ fn make_partition(name: &str) -> anyhow::Result<()> {
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         for file in ["cpuset.cpus", "cpuset.mems"] {
             let parent = dir.parent().map(|p| p.join(file)).filter(|p| p.exists());
-            if let Some(parent) = parent.filter(|p| p.components().any(|c| c.as_os_str() == "cpuset")) {
+            if let Some(parent) =
+                parent.filter(|p| p.components().any(|c| c.as_os_str() == "cpuset"))
+            {
                 fs::write(dir.join(file), fs::read(parent)?)?;
             }
         }
