@@ -103,7 +103,7 @@ fn run(guests: &[Guest<'_>]) {
 
 fn list_latency(server: &Server) -> Vec<f64> {
     let client = server.client();
-    let mut list = || {
+    let list = || {
         let (vms, time) = timed(|| server.ok(client.list::<Vm>()));
         assert_eq!(vms.items.len(), DEFINED);
         time
