@@ -4,8 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use basin_model::task::Problem;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::problem::problem;
@@ -23,9 +25,9 @@ pub fn claim(state_dir: &Path) -> Result<StateLock, Problem> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(&path).map_err(|e| failed("open", &e))?;
-    let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let mut lock = match patiently(file) {
         Ok(lock) => lock,
-        Err((mut file, nix::errno::Errno::EAGAIN)) => {
+        Err((mut file, Errno::EAGAIN)) => {
             let mut pid = String::new();
             let _ = file.read_to_string(&mut pid);
             let detail = format!(
@@ -45,6 +47,21 @@ pub fn claim(state_dir: &Path) -> Result<StateLock, Problem> {
     };
     write(&mut lock).map_err(|e| failed("write", &e))?;
     Ok(StateLock(lock))
+}
+
+/// A daemon that was killed may have been starting a program, which holds what it
+/// inherited until it runs.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+fn patiently(mut file: File) -> Result<Flock<File>, (File, Errno)> {
+    let since = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((back, Errno::EAGAIN)) if since.elapsed() < PATIENCE => file = back,
+            result => return result,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[cfg(test)]

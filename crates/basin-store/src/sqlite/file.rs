@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, params};
@@ -252,16 +252,28 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         .mode(0o600)
         .open(&lock)
         .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(unusable(
-            path,
-            "another Basin daemon has it open: stop that one first, or give this one its own \
-             state directory",
-        )),
-        Err(TryLockError::Error(e)) => Err(failed(e)),
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(unusable(
+                    path,
+                    "another Basin daemon has it open: stop that one first, or give this one \
+                     its own state directory",
+                ));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
+        }
     }
 }
+
+/// A daemon that was killed may have been starting a program, which holds what it
+/// inherited until it runs.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Makes the file if there is none, for its owner's eyes only (SQLite gives the
 /// log beside it the same mode).
