@@ -112,6 +112,19 @@ fn an_operator_knows_the_tsc_better() {
 }
 
 #[test]
+fn emulation_never_thinks_that_it_is_alone() {
+    let check = |vcpus, accelerator, expect: &str| {
+        let mut spec = spec(Machine::Q35, BootSpec::Bios, 0, 0, 0);
+        spec.vcpus = basin_model::Vcpus(vcpus);
+        let line = line(&spec, accelerator, false).unwrap();
+        assert!(line.contains(&format!("-smp {expect}\n")), "{line}");
+    };
+    check(1, Accelerator::Tcg, "cpus=1,maxcpus=2");
+    check(4, Accelerator::Tcg, "cpus=4,maxcpus=4");
+    check(1, Accelerator::Kvm, "cpus=1,maxcpus=1");
+}
+
+#[test]
 fn no_two_devices_share_a_place() {
     for (machine, disks, nics) in
         [(Machine::Q35, 64, 32), (Machine::Q35, 17, 8), (Machine::Microvm, 10, 10)]
