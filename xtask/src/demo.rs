@@ -8,6 +8,7 @@ mod forward;
 mod micro;
 mod place;
 mod run;
+mod running;
 mod server;
 mod stop;
 

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use super::Demo;
 use super::micro::{expect_gone, expect_silence};
 use super::place::Place;
-use super::run::{Runner, Said, show};
+use super::run::{Runner, show};
+use super::running::Said;
 use crate::shell::{command, quietly};
 
 /// Emulated, it takes one to three minutes until the agent answers.

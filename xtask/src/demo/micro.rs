@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::Demo;
-use super::run::{Runner, Running};
+use super::run::Runner;
+use super::running::Running;
 
 const CREATE: [&str; 12] = [
     "--machine",
