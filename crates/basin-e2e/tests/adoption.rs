@@ -66,6 +66,8 @@ fn what_happened_while_nobody_looked_is_seen() {
     killed.start();
     let (off_id, qemu) = (off.vm().meta.id, killed.qemu_pid());
     off.shell().send("sleep 5; echo 'going 'down; poweroff -f");
+    // What is typed passes through the daemon: the guest has to have it all before that dies.
+    says(&off, &off_id, "poweroff -f");
     killed.shell();
     server.kill();
     process::kill_hard(qemu);
