@@ -11,8 +11,8 @@ use basin_model::keys;
 use basin_model::task::Problem;
 use basin_net::Fabric;
 use basin_qemu::Engine;
-use basin_store::Store;
-use basin_store::records::TxnBuilder;
+use basin_store::records::{CommitError, TxnBuilder};
+use basin_store::{Store, StoreError};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -135,7 +135,10 @@ impl LocalNode {
             tasks,
             lock: std::sync::Mutex::new(Some(lock)),
         });
-        node.tasks.spawn(node.clone().report());
+        // Before anybody asks: what an earlier daemon wrote may be true no longer.
+        let status = node.look();
+        write_status(&*node.store, &status).await.map_err(|e| node_error(&e))?;
+        node.tasks.spawn(node.clone().report(Some(status)));
         Ok(node)
     }
 
@@ -160,22 +163,24 @@ impl LocalNode {
         all
     }
 
-    /// Keeps the host's status in the store right: at the start, and when a
-    /// condition comes or goes.
-    async fn report(self: Arc<Self>) {
+    /// The host's status with the conditions of this moment.
+    fn look(&self) -> HostStatus {
+        let conditions = self.conditions();
+        self.status.send_modify(|status| status.conditions = conditions);
+        self.status.borrow().clone()
+    }
+
+    /// Keeps the host's status in the store right when a condition comes or goes.
+    async fn report(self: Arc<Self>, mut written: Option<HostStatus>) {
         let mut networks = self.parts.networks.changes();
         let mut datastores = self.datastores.changes();
         let mut blockd = self.blockd.as_ref().map(Supervisor::changes);
-        let mut written = None;
         loop {
-            let conditions = self.conditions();
-            self.status.send_modify(|status| status.conditions = conditions);
-            let status = self.status.borrow().clone();
             let mut again = None;
+            let status = self.look();
             if written.as_ref() != Some(&status) {
-                let key = keys::host_status(status.host);
-                match TxnBuilder::new().put(key, &status).commit(&*self.store).await {
-                    Ok(_) => written = Some(status),
+                match write_status(&*self.store, &status).await {
+                    Ok(()) => written = Some(status),
                     Err(error) => {
                         tracing::warn!(%error, "cannot write the host's status");
                         again = Some(std::time::Duration::from_secs(5));
@@ -203,6 +208,15 @@ impl LocalNode {
                 else => return,
             }
         }
+    }
+}
+
+async fn write_status(store: &dyn Store, status: &HostStatus) -> Result<(), StoreError> {
+    let key = keys::host_status(status.host);
+    match TxnBuilder::new().put(key, status).commit(store).await {
+        // It has no conditions that could fail.
+        Ok(_) | Err(CommitError::Refused(_)) => Ok(()),
+        Err(CommitError::Store(error)) => Err(error),
     }
 }
 
