@@ -68,7 +68,7 @@ fn pid_of(pid: u32) -> Pid {
 }
 
 /// All processes for which `wanted` holds, given their command line.
-pub(crate) fn find(wanted: impl Fn(&[String]) -> bool) -> Vec<u32> {
+pub fn find(wanted: impl Fn(&[String]) -> bool) -> Vec<u32> {
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|&pid| alive(pid) && wanted(&command_line(pid))).collect()

@@ -20,7 +20,7 @@ use basin_controller::workflows;
 use basin_model::{HostId, Name};
 use basin_node::LocalNode;
 use basin_store::{SqliteStore, Store, records};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -42,6 +42,9 @@ pub fn main(args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    // From the first moment: whoever stops a daemon that is still starting has it
+    // stopped in order, too.
+    let mut signals = Signals::new()?;
     prepare(&args.state_dir, 0o711)?;
     prepare(&args.run_dir, 0o711)?;
     let store = open_store(&args.state_dir)?;
@@ -75,7 +78,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     });
     info!(socket = %args.socket().display(), %host, %name, "basin is ready");
 
-    wait_for_signal().await?;
+    signals.wait().await;
     info!("stopping; virtual machines go on");
     stop.cancel();
     app.workflows.stop().await;
@@ -149,14 +152,24 @@ fn certificate_names(name: &Name) -> Vec<String> {
     vec![name.to_string(), "localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()]
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What asks a daemon to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 fn init_tracing(format: args::LogFormat) {

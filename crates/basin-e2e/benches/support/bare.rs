@@ -62,7 +62,8 @@ impl Bare {
         disk: &Path,
     ) -> anyhow::Result<String> {
         if let Some(fd) = argument.strip_prefix("/proc/self/fd/") {
-            let file = self.keep(File::open(format!("/proc/{pid}/fd/{fd}"))?.into());
+            let file = File::open(format!("/proc/{pid}/fd/{fd}"));
+            let file = self.keep(file.with_context(|| format!("open {argument}"))?.into());
             return Ok(format!("/proc/self/fd/{file}"));
         }
         if argument.starts_with("socket,id=disk") {
@@ -87,7 +88,14 @@ impl Bare {
         argument: &str,
         fd: &str,
     ) -> anyhow::Result<String> {
-        let what = fs::read_link(format!("/proc/{pid}/fd/{fd}"))?.display().to_string();
+        // QEMU moves what it is to keep in a set to another number.
+        if argument.contains("set=") {
+            let log = self.dir.join("console.log");
+            let log = OpenOptions::new().create(true).append(true).open(log)?;
+            return Ok(format!("fd={}", self.keep(log.into())));
+        }
+        let what = fs::read_link(format!("/proc/{pid}/fd/{fd}"));
+        let what = what.with_context(|| format!("look at {argument}"))?.display().to_string();
         if what == "/dev/net/tun" {
             let name = format!("{}-tap", self.name);
             let tap = server.in_network(|_| tap(&name))?;
@@ -103,11 +111,6 @@ impl Bare {
             let placeholder = format!("@{}@", self.sockets.len());
             self.sockets.push((placeholder.clone(), path));
             return Ok(format!("fd={placeholder}"));
-        }
-        if argument.contains("set=") {
-            let log = self.dir.join("console.log");
-            let log = OpenOptions::new().create(true).append(true).open(log)?;
-            return Ok(format!("fd={}", self.keep(log.into())));
         }
         bail!("{argument}: no equal of {what} is known");
     }

@@ -46,12 +46,18 @@ impl Libvirt {
         }
         fs::write(dir.join("libvirtd.conf"), daemon_conf(&dir))?;
         fs::write(dir.join("qemu.conf"), QEMU_CONF)?;
+        for (file, line) in [("passwd", USER), ("group", GROUP)] {
+            let mut text = fs::read_to_string(Path::new("/etc").join(file))?;
+            text.push_str(line);
+            fs::write(dir.join(file), text)?;
+        }
         let script = format!(
             "set -e; mount --make-rprivate /; \
              for d in {}; do mount -t tmpfs -o mode=0755 tmpfs $d; done; \
              cp {dir}/qemu.conf /etc/libvirt/qemu.conf; \
+             for f in passwd group; do mount --bind {dir}/$f /etc/$f; done; \
              virtlogd --daemon; \
-             exec libvirtd --config {dir}/libvirtd.conf --pid-file {dir}/pid",
+             libvirtd --config {dir}/libvirtd.conf --pid-file {dir}/pid & wait",
             HIDDEN.join(" "),
             dir = dir.display(),
         );
@@ -59,7 +65,10 @@ impl Libvirt {
         let daemon = server
             .place
             .command("unshare")
-            .args(["--mount", "sh", "-c", &script])
+            // The shell is the first of its processes, and buries its machines: libvirtd
+            // waits for the end of a machine that is not its child.
+            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["sh", "-c", &script])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -70,8 +79,13 @@ impl Libvirt {
         Ok(libvirt)
     }
 
+    /// As this process counts them.
     pub fn pid(&self) -> u32 {
-        self.daemon.id()
+        let log = self.dir.join("libvirtd.conf").display().to_string();
+        let is_it = |words: &[String]| {
+            words.first().is_some_and(|w| w == "libvirtd") && words.contains(&log)
+        };
+        basin_e2e::process::find(is_it).first().copied().unwrap_or_else(|| self.daemon.id())
     }
 
     /// Runs virsh; what it says.
@@ -84,7 +98,9 @@ impl Libvirt {
     fn command(&self, args: &[&str]) -> anyhow::Result<String> {
         let socket = self.dir.join("libvirt-sock");
         let uri = format!("qemu+unix:///system?socket={}", socket.display());
-        let out = Command::new("virsh").args(["--connect", &uri]).args(args).output()?;
+        // libvirtd waits without end for a machine that it cannot bury.
+        let mut virsh = Command::new("timeout");
+        let out = virsh.args(["60", "virsh", "--connect", &uri]).args(args).output()?;
         if !out.status.success() {
             bail!("virsh {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         }
@@ -149,10 +165,11 @@ fn install() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// libvirt wants the part to be there, in every hierarchy of version 1 that it uses.
+/// libvirt wants the part to be there, in every hierarchy that it uses.
 fn partitions(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let controllers = ["cpu", "cpuacct", "cpuset", "memory", "devices", "blkio", "freezer"];
+    let controllers =
+        ["cpu", "cpuacct", "cpuset", "memory", "devices", "blkio", "freezer", "unified"];
     let v1 = controllers.iter().map(|c| root.join(c)).filter(|dir| dir.is_dir());
     let mut all: Vec<PathBuf> = v1.collect();
     if all.is_empty() {
@@ -184,7 +201,10 @@ fn daemon_conf(dir: &Path) -> String {
     )
 }
 
-/// Debian's own user for machines comes with another package.
+/// Debian's own user for machines comes with another package; libvirtd looks for it
+/// even when its configuration names another one.
+const USER: &str = "libvirt-qemu:x:1899999999:1899999999::/nonexistent:/usr/sbin/nologin\n";
+const GROUP: &str = "libvirt-qemu:x:1899999999:\n";
 const QEMU_CONF: &str = "user = \"+1899999999\"\ngroup = \"+1899999999\"\n\
                          security_default_confined = 0\n";
 
