@@ -47,14 +47,6 @@ fn main() -> anyhow::Result<()> {
     }
 
     let mib = |kib: u64| kib as f64 / 1024.0;
-    figures.push(
-        Figure::alone("list from the shell", "ms", &list, Better::Lower).target(Target::Ratio(1.0)),
-    );
-    figures.push(
-        Figure::alone("daemon's memory", "MiB", &[mib(daemon.all)], Better::Lower)
-            .target(Target::Value(60.0)),
-    );
-    let beside = figures.len() - 2;
     let disk = |r: proc::Resident| mib(r.all - r.shared) / RUNNING as f64;
     figures.push(
         Figure::alone(
@@ -77,15 +69,17 @@ fn main() -> anyhow::Result<()> {
         let case = format!("{who} at rest, of one CPU");
         figures.push(Figure::alone(case, "%", &[load], Better::Lower).target(Target::Value(1.0)));
     }
+    let list =
+        Figure::alone("list from the shell", "ms", &list, Better::Lower).target(Target::Ratio(1.0));
+    let memory = Figure::alone("daemon's memory", "MiB", &[mib(daemon.all)], Better::Lower)
+        .target(Target::Value(60.0));
     // A peer that does not come up takes nothing from what was measured.
-    results::publish("scale", &figures)?;
+    let alone = [&figures[..], &[list.clone(), memory.clone()]].concat();
+    results::publish("scale", &alone)?;
     let peer = libvirt(&server)?;
-    let pairs = [(VIRSH, peer.list), (LIBVIRT, vec![mib(peer.resident.all)])];
-    for (n, (name, values)) in pairs.into_iter().enumerate() {
-        // libvirtd runs none of its machines meanwhile, which is in its favour.
-        let figure = figures.remove(beside + n);
-        figures.insert(beside + n, figure.beside(name, &values));
-    }
+    figures.push(list.beside(VIRSH, &peer.list));
+    // libvirtd runs none of its machines meanwhile, which is in its favour.
+    figures.push(memory.beside(LIBVIRT, &[mib(peer.resident.all)]));
     results::publish("scale", &figures)
 }
 
@@ -158,5 +152,5 @@ fn libvirt(server: &Server) -> anyhow::Result<Peer> {
         Ok(())
     };
     let list = shell(SHELL_RUNS, list)?;
-    Ok(Peer { resident: proc::resident(libvirt.pid())?, list })
+    Ok(Peer { resident: proc::resident(libvirt.pid()?)?, list })
 }

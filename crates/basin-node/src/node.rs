@@ -11,8 +11,8 @@ use basin_model::keys;
 use basin_model::task::Problem;
 use basin_net::Fabric;
 use basin_qemu::Engine;
-use basin_store::records::{CommitError, TxnBuilder};
-use basin_store::{Store, StoreError};
+use basin_store::Store;
+use basin_store::records::TxnBuilder;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -136,9 +136,9 @@ impl LocalNode {
             lock: std::sync::Mutex::new(Some(lock)),
         });
         // Before anybody asks: what an earlier daemon wrote may be true no longer.
-        let status = node.look();
-        write_status(&*node.store, &status).await.map_err(|e| node_error(&e))?;
-        node.tasks.spawn(node.clone().report(Some(status)));
+        let mut written = None;
+        node.write_status(&mut written).await;
+        node.tasks.spawn(node.clone().report(written));
         Ok(node)
     }
 
@@ -163,11 +163,24 @@ impl LocalNode {
         all
     }
 
-    /// The host's status with the conditions of this moment.
-    fn look(&self) -> HostStatus {
+    /// Brings the host's status up to date, and the store's copy of it unless that is
+    /// what was `written`. False: it has to be tried again.
+    async fn write_status(&self, written: &mut Option<HostStatus>) -> bool {
         let conditions = self.conditions();
         self.status.send_modify(|status| status.conditions = conditions);
-        self.status.borrow().clone()
+        let status = self.status.borrow().clone();
+        if written.as_ref() == Some(&status) {
+            return true;
+        }
+        let key = keys::host_status(status.host);
+        match TxnBuilder::new().put(key, &status).commit(&*self.store).await {
+            Ok(_) => *written = Some(status),
+            Err(error) => {
+                tracing::warn!(%error, "cannot write the host's status");
+                return false;
+            }
+        }
+        true
     }
 
     /// Keeps the host's status in the store right when a condition comes or goes.
@@ -176,17 +189,8 @@ impl LocalNode {
         let mut datastores = self.datastores.changes();
         let mut blockd = self.blockd.as_ref().map(Supervisor::changes);
         loop {
-            let mut again = None;
-            let status = self.look();
-            if written.as_ref() != Some(&status) {
-                match write_status(&*self.store, &status).await {
-                    Ok(()) => written = Some(status),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot write the host's status");
-                        again = Some(std::time::Duration::from_secs(5));
-                    }
-                }
-            }
+            let done = self.write_status(&mut written).await;
+            let again = (!done).then_some(Duration::from_secs(5));
             let blockd = async {
                 match &mut blockd {
                     Some(changes) => drop(changes.changed().await),
@@ -208,15 +212,6 @@ impl LocalNode {
                 else => return,
             }
         }
-    }
-}
-
-async fn write_status(store: &dyn Store, status: &HostStatus) -> Result<(), StoreError> {
-    let key = keys::host_status(status.host);
-    match TxnBuilder::new().put(key, status).commit(store).await {
-        // It has no conditions that could fail.
-        Ok(_) | Err(CommitError::Refused(_)) => Ok(()),
-        Err(CommitError::Store(error)) => Err(error),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
-use basin_e2e::{Server, images};
+use basin_e2e::{Server, images, process};
 
 const PACKAGES: [&str; 3] = ["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"];
 
@@ -80,12 +80,12 @@ impl Libvirt {
     }
 
     /// As this process counts them.
-    pub fn pid(&self) -> u32 {
-        let log = self.dir.join("libvirtd.conf").display().to_string();
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        let config = self.dir.join("libvirtd.conf").display().to_string();
         let is_it = |words: &[String]| {
-            words.first().is_some_and(|w| w == "libvirtd") && words.contains(&log)
+            words.first().is_some_and(|w| w == "libvirtd") && words.contains(&config)
         };
-        basin_e2e::process::find(is_it).first().copied().unwrap_or_else(|| self.daemon.id())
+        process::find(is_it).first().copied().context("libvirtd does not run")
     }
 
     /// Runs virsh; what it says.
@@ -170,8 +170,8 @@ fn partitions(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let controllers =
         ["cpu", "cpuacct", "cpuset", "memory", "devices", "blkio", "freezer", "unified"];
-    let v1 = controllers.iter().map(|c| root.join(c)).filter(|dir| dir.is_dir());
-    let mut all: Vec<PathBuf> = v1.collect();
+    let hierarchies = controllers.iter().map(|c| root.join(c)).filter(|dir| dir.is_dir());
+    let mut all: Vec<PathBuf> = hierarchies.collect();
     if all.is_empty() {
         all.push(root.to_owned());
     }
