@@ -184,6 +184,8 @@ fn a_datastore_refuses_before_it_overflows() {
         description: String::new(),
         labels: Labels::new(),
         path: path.display().to_string(),
+        host: None,
+        shared: false,
         quota_bytes: Some(64 * MIB),
         overcommit_percent: Some(100),
     };

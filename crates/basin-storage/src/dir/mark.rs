@@ -76,7 +76,7 @@ pub fn unmake(id: DatastoreId, path: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
-pub fn explain(path: &Path) -> impl Fn(io::Error) -> StorageError {
+pub fn explain(path: &Path) -> impl Fn(io::Error) -> StorageError + use<> {
     let path = path.to_owned();
     move |source: io::Error| match source.kind() {
         io::ErrorKind::ReadOnlyFilesystem => read_only(&path),

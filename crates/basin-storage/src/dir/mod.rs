@@ -133,6 +133,11 @@ impl DirDatastore {
         Ok(DirDatastore { inner: Arc::new(inner) })
     }
 
+    /// Whether the directory is still there.
+    pub async fn check(&self) -> Result<(), StorageError> {
+        self.blocking(&CancellationToken::new(), |_, _| Ok(())).await
+    }
+
     /// Writes something new into the shared datastore, for another server to see.
     pub async fn prove(&self) -> Result<Proof, StorageError> {
         self.blocking(&CancellationToken::new(), |inner, _| inner.servers()?.prove()).await
@@ -142,7 +147,10 @@ impl DirDatastore {
     /// what it wrote there.
     pub async fn witness(&self, from: HostId, proof: Proof) -> Result<Proof, StorageError> {
         let cancel = CancellationToken::new();
-        self.blocking(&cancel, move |inner, _| inner.servers()?.witness(from, proof)).await
+        self.blocking(&cancel, move |inner, cancel| {
+            inner.servers()?.witness(from, proof, cancel)
+        })
+        .await
     }
 
     /// Looks for the answer that another server gave to a proof of this one.
@@ -153,7 +161,10 @@ impl DirDatastore {
         answer: Proof,
     ) -> Result<(), StorageError> {
         let cancel = CancellationToken::new();
-        self.blocking(&cancel, move |inner, _| inner.servers()?.confirm(by, proof, answer)).await
+        self.blocking(&cancel, move |inner, cancel| {
+            inner.servers()?.confirm(by, proof, answer, cancel)
+        })
+        .await
     }
 
     /// One at a time on `id`, here and on every server.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use basin_model::HostId;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::servers::{Servers, open, present};
@@ -40,17 +41,22 @@ impl Servers {
     }
 
     /// Looks for what the server `from` says it just wrote; answers in the directory.
-    pub fn witness(&self, from: HostId, proof: Proof) -> Result<Proof, StorageError> {
+    pub fn witness(
+        &self,
+        from: HostId,
+        proof: Proof,
+        cancel: &CancellationToken,
+    ) -> Result<Proof, StorageError> {
         let what = "what the other server wrote there is not to be seen here";
         let path = self.file_of(from);
-        self.until(what, || {
+        self.until(what, cancel, || {
             // With leave to create: a client of NFS then asks its server instead of
             // remembering that there was no such file.
             let file = open(&path)?;
             let mut found = [0; LENGTH];
             Ok(file.read_exact_at(&mut found, 0).is_ok() && found == *proof.to_string().as_bytes())
         })?;
-        self.sees_lock(from)?;
+        self.sees_lock(from, cancel)?;
         self.sweep_answers().map_err(|e| self.io("looking after answers", e))?;
         let answer = Proof(Uuid::new_v4());
         fs::write(self.answer_to(proof), answer.to_string())
@@ -59,37 +65,47 @@ impl Servers {
     }
 
     /// Looks for the answer that `by` says it gave to `proof`.
-    pub fn confirm(&self, by: HostId, proof: Proof, answer: Proof) -> Result<(), StorageError> {
+    pub fn confirm(
+        &self,
+        by: HostId,
+        proof: Proof,
+        answer: Proof,
+        cancel: &CancellationToken,
+    ) -> Result<(), StorageError> {
         let what = "what was written here is to be seen there, but not the other way around";
         let path = self.answer_to(proof);
-        self.until(what, || {
+        self.until(what, cancel, || {
             // As above; a file that was not there is removed below.
             let file = open(&path)?;
             let mut found = [0; LENGTH];
             Ok(file.read_exact_at(&mut found, 0).is_ok() && found == *answer.to_string().as_bytes())
         })
-        .and_then(|()| self.sees_lock(by))
+        .and_then(|()| self.sees_lock(by, cancel))
         .inspect_err(|_| _ = remove(&path))?;
         remove(&path).map_err(|e| self.io("removing an answer", e))?;
         Ok(())
     }
 
-    fn sees_lock(&self, of: HostId) -> Result<(), StorageError> {
+    fn sees_lock(&self, of: HostId, cancel: &CancellationToken) -> Result<(), StorageError> {
         let what = "files are the same, but a lock that one server holds does not exist for the \
                     other; mount it with locks (NFS: version 4.2, or version 3 without 'nolock')";
         let path = self.file_of(of);
-        self.until(what, || present(&open(&path)?))
+        self.until(what, cancel, || present(&open(&path)?))
     }
 
     fn until(
         &self,
         what: &str,
+        cancel: &CancellationToken,
         mut seen: impl FnMut() -> io::Result<bool>,
     ) -> Result<(), StorageError> {
         let since = Instant::now();
         loop {
             if seen().map_err(|e| self.io("looking for another server's file", e))? {
                 return Ok(());
+            }
+            if cancel.is_cancelled() {
+                return Err(StorageError::Cancelled);
             }
             if since.elapsed() > SEEN_WITHIN {
                 let place = self.root.display().to_string();

@@ -162,3 +162,50 @@ fn no_locks(root: &Path, e: &io::Error) -> StorageError {
         root.display()
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(root: &Path) -> Layout {
+        Layout { root: root.to_owned(), sharer: None }
+    }
+
+    #[test]
+    fn what_a_server_still_means_to_write_counts_while_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (HostId::from_uuid(Uuid::new_v4()), HostId::from_uuid(Uuid::new_v4()));
+        let first = Servers::join(&layout(dir.path()), a).unwrap();
+        let second = Servers::join(&layout(dir.path()), b).unwrap();
+        assert!(first.writes(b).unwrap() && !first.writes(a).unwrap());
+        let path = dir.path().join("file");
+        first.promise(&[(Bytes::mib(10), first.relative(&path))]).unwrap();
+        assert_eq!(second.promised().unwrap(), Bytes::mib(10));
+        assert_eq!(first.promised().unwrap(), Bytes::ZERO, "its own are known to it");
+        fs::write(&path, vec![1; 4 << 20]).unwrap();
+        File::open(&path).unwrap().sync_all().unwrap();
+        assert_eq!(second.promised().unwrap(), Bytes::mib(10).saturating_sub(allocated(&path)));
+        first.promise(&[]).unwrap();
+        assert_eq!(second.promised().unwrap(), Bytes::ZERO);
+        first.promise(&[(Bytes::mib(10), "other".into())]).unwrap();
+        drop(first);
+        assert_eq!(second.promised().unwrap(), Bytes::ZERO, "it is gone");
+        assert!(!second.writes(a).unwrap());
+    }
+
+    #[test]
+    fn a_turn_is_one_servers_and_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = || HostId::from_uuid(Uuid::new_v4());
+        let first = Servers::join(&layout(dir.path()), host()).unwrap();
+        let second = Servers::join(&layout(dir.path()), host()).unwrap();
+        let (id, other) = (Uuid::new_v4(), Uuid::new_v4());
+        let turn = first.turn(id, &CancellationToken::new()).unwrap();
+        drop(second.turn(other, &CancellationToken::new()).unwrap());
+        let cancelled = CancellationToken::new();
+        cancelled.cancel();
+        assert!(matches!(second.turn(id, &cancelled), Err(StorageError::Cancelled)));
+        drop(turn);
+        second.turn(id, &CancellationToken::new()).unwrap();
+    }
+}

@@ -184,3 +184,36 @@ fn occupied(directory: &Path) -> io::Result<Bytes> {
     }
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use basin_model::HostId;
+    use uuid::Uuid;
+
+    #[test]
+    fn servers_do_not_promise_the_same_room_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout { root: dir.path().to_owned(), sharer: None };
+        for part in [layout.images(), layout.volumes(), layout.incoming()] {
+            std::fs::create_dir(part).unwrap();
+        }
+        let join = || {
+            let servers = Servers::join(&layout, HostId::from_uuid(Uuid::new_v4())).unwrap();
+            Space::new(layout.clone(), Some(Bytes::mib(10)), Some(Arc::new(servers)))
+        };
+        let (first, second) = (join(), join());
+        let path = layout.incoming().join("a");
+        let held = first.reserve(Bytes::mib(4), &path).unwrap();
+        let mut refused = |n| match second.reserve(Bytes::mib(n), &path) {
+            Ok(_) => panic!("{n} MiB were promised twice"),
+            Err(StorageError::Full { free, .. }) => free,
+            Err(e) => panic!("{e}"),
+        };
+        assert_eq!(refused(7), Bytes::mib(6));
+        held.raise(Bytes::mib(8)).unwrap();
+        assert_eq!(refused(3), Bytes::mib(2));
+        drop(held);
+        second.reserve(Bytes::mib(10), &path).unwrap();
+    }
+}
