@@ -14,10 +14,10 @@ use basin_controller::intake::{self, Mint};
 use basin_controller::workflow::Workflow;
 use basin_controller::workflow::testing::{World, check};
 use basin_controller::workflows::{
-    datastore_create::DatastoreCreate, image_delete::ImageDelete, image_import::ImageImport, vm_create::VmCreate, vm_delete::VmDelete,
-    vm_disk_add::VmDiskAdd, vm_power_change::Change, vm_power_change::VmPowerChange,
-    vm_power_on::VmPowerOn, volume_create::VolumeCreate, volume_delete::VolumeDelete,
-    volume_grow::VolumeGrow,
+    datastore_create::DatastoreCreate, image_delete::ImageDelete, image_import::ImageImport,
+    vm_create::VmCreate, vm_delete::VmDelete, vm_disk_add::VmDiskAdd, vm_power_change::Change,
+    vm_power_change::VmPowerChange, vm_power_on::VmPowerOn, volume_create::VolumeCreate,
+    volume_delete::VolumeDelete, volume_grow::VolumeGrow,
 };
 use basin_model::Bytes;
 use basin_model::datastore::DatastoreKind;

@@ -160,21 +160,14 @@ impl LocalNode {
         drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
-    /// Every condition there is now.
-    fn conditions(&self) -> Vec<Condition> {
+    /// The host's status with the conditions of this moment.
+    fn look(&self) -> HostStatus {
         let about = |subject: &str, problem: Option<Problem>| {
             problem.map(|problem| Condition { subject: subject.to_owned(), problem })
         };
-        let mut all = self.datastores.conditions();
-        all.extend(about("networks", self.parts.networks.problem()));
-        all.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
-        all
-    }
-
-    /// The host's status with the conditions of this moment.
-    fn look(&self) -> HostStatus {
-        let conditions = self.conditions();
-        let shared_datastores = self.datastores.shared();
+        let (mut conditions, shared_datastores) = self.datastores.report();
+        conditions.extend(about("networks", self.parts.networks.problem()));
+        conditions.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
         self.status.send_modify(|status| {
             status.conditions = conditions;
             status.shared_datastores = shared_datastores;

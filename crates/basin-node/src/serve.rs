@@ -59,7 +59,7 @@ impl NodeApi for LocalNode {
         let capacity = match opened {
             Ok(place) => {
                 self.datastores.check(datastore, &place).await;
-                place.capacity().await
+                basin_storage::Datastore::capacity(&*place).await
             }
             Err(error) => Err(error),
         };

@@ -118,7 +118,9 @@ pub enum StorageError {
     #[error("cancelled")]
     Cancelled,
     /// The directory is not what was marked as the datastore once.
-    #[error("{place} is not the datastore: it has no .basin-datastore in it; its file system is probably not mounted")]
+    #[error(
+        "{place} is not the datastore: it has no .basin-datastore in it; its file system is probably not mounted"
+    )]
     NotMounted { place: String },
     /// Two servers do not have the same storage there, or no locks in common.
     #[error("{place} is not one storage on both servers: {why}")]

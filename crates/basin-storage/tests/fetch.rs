@@ -11,9 +11,7 @@ use std::time::Duration;
 use basin_model::image::ImageKind;
 use basin_model::{Bytes, DatastoreId};
 use basin_storage::dir::Patience;
-use basin_storage::{
-    Datastore, DirDatastore, ImportRequest, ImportSource, Opening, StorageError,
-};
+use basin_storage::{Datastore, DirDatastore, ImportRequest, ImportSource, Opening, StorageError};
 use common::*;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

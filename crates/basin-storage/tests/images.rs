@@ -364,3 +364,17 @@ async fn an_images_file_is_read_by_other_servers_from_anywhere_in_it() {
     let found = p.store.import(&again, quiet(), CancellationToken::new()).await.unwrap();
     assert_eq!(found, content);
 }
+
+#[tokio::test]
+async fn an_import_is_repeated_when_its_upload_is_gone() {
+    let p = place();
+    let upload = UploadId(Uuid::new_v4());
+    p.store.receive(upload, &mut &disk()[..]).await.unwrap();
+    let source = ImportSource::Upload { upload };
+    let kind = ImageKind::Disk;
+    let request = ImportRequest { image: image_id(), kind, source, format: None, sha256: None };
+    let first = p.store.import(&request, quiet(), CancellationToken::new()).await.unwrap();
+    let second = p.store.import(&request, quiet(), CancellationToken::new()).await.unwrap();
+    assert_eq!(first, second);
+    assert!(p.files().iter().all(|f| !f.starts_with("incoming/")), "{:?}", p.files());
+}

@@ -1,5 +1,6 @@
 //! Pure. From a name or an id to the record.
 
+use basin_model::Meta;
 use basin_model::datastore::{Datastore, DatastoreState};
 use basin_model::host::Host;
 use basin_model::image::{Image, ImageContent, ImageKind, ImageState};
@@ -7,7 +8,6 @@ use basin_model::network::Network;
 use basin_model::task::{Problem, Task};
 use basin_model::vm::Vm;
 use basin_model::volume::{Volume, VolumeState};
-use basin_model::Meta;
 use basin_store::records::Versioned;
 
 use crate::app::inventory::{Snapshot, Table};
@@ -76,9 +76,7 @@ impl Snapshot {
         let datastore = self.datastore(reference)?;
         match datastore.value.state {
             DatastoreState::Ready => Ok(datastore),
-            DatastoreState::Preparing => {
-                Err(not_ready("datastore", reference, "still being made"))
-            }
+            DatastoreState::Preparing => Err(not_ready("datastore", reference, "still being made")),
         }
     }
 

@@ -26,8 +26,7 @@ impl Datastores {
         let mut known: BTreeMap<String, Record> = BTreeMap::new();
         let mut events = watch_records::<Record>(self.store.clone(), Kind::Datastore.prefix());
         let mut again = tokio::time::interval(AGAIN);
-        let mine =
-            |r: &Record| r.sharing.includes(self.host) && r.state == DatastoreState::Ready;
+        let mine = |r: &Record| r.sharing.includes(self.host) && r.state == DatastoreState::Ready;
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
@@ -92,11 +91,7 @@ impl Datastores {
     }
 
     /// Beside everything else: a file system or another server may take long.
-    fn spawn_checks(
-        self: &Arc<Self>,
-        known: &BTreeMap<String, Record>,
-        stop: &CancellationToken,
-    ) {
+    fn spawn_checks(self: &Arc<Self>, known: &BTreeMap<String, Record>, stop: &CancellationToken) {
         let records: Vec<Record> = known.values().cloned().collect();
         let (this, stop) = (self.clone(), stop.clone());
         let checks = async move {

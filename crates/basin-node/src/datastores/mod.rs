@@ -159,9 +159,8 @@ impl Datastores {
 
     /// What was proven before stands: it is not here now, that is all.
     fn failed(&self, id: DatastoreId, problem: Problem) {
-        self.seen.send_if_modified(|seen| {
-            seen.problems.insert(id, problem.clone()) != Some(problem)
-        });
+        self.seen
+            .send_if_modified(|seen| seen.problems.insert(id, problem.clone()) != Some(problem));
     }
 
     /// The file system is not there any more.
@@ -171,19 +170,16 @@ impl Datastores {
         self.failed(id, problem);
     }
 
-    pub fn conditions(&self) -> Vec<Condition> {
+    /// What is wrong, and the shared datastores that this server is good for, at one
+    /// moment. Those of the daemon before stay until they have been looked at.
+    pub fn report(&self) -> (Vec<Condition>, BTreeSet<DatastoreId>) {
         let condition = |(id, problem): (&DatastoreId, &Problem)| Condition {
             subject: format!("datastore/{id}"),
             problem: problem.clone(),
         };
-        self.seen.borrow().problems.iter().map(condition).collect()
-    }
-
-    /// The shared datastores that this server is good for. Those of the daemon
-    /// before stay until they have been looked at.
-    pub fn shared(&self) -> BTreeSet<DatastoreId> {
         let seen = self.seen.borrow();
-        seen.proven.union(&seen.before).copied().collect()
+        let conditions = seen.problems.iter().map(condition).collect();
+        (conditions, seen.proven.union(&seen.before).copied().collect())
     }
 
     pub fn changes(&self) -> watch::Receiver<Seen> {

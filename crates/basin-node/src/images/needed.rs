@@ -14,11 +14,8 @@ pub fn needed(
     datastores: &[Datastore],
 ) -> BTreeSet<ImageId> {
     let all: BTreeMap<VolumeId, &Volume> = volumes.iter().map(|v| (v.id, v)).collect();
-    let local: BTreeSet<_> = datastores
-        .iter()
-        .filter(|d| d.sharing == Sharing::Local(host))
-        .map(|d| d.id)
-        .collect();
+    let local: BTreeSet<_> =
+        datastores.iter().filter(|d| d.sharing == Sharing::Local(host)).map(|d| d.id).collect();
     let mut needed = BTreeSet::new();
     for volume in volumes {
         match volume.source {
@@ -131,7 +128,12 @@ mod tests {
             volume(11, 1, linked(101), ready),
             volume(12, 2, linked(102), ready),
             volume(13, 3, linked(103), ready),
-            volume(14, 3, VolumeSource::LinkedVolume { volume: id(VolumeId::from_uuid, 13) }, ready),
+            volume(
+                14,
+                3,
+                VolumeSource::LinkedVolume { volume: id(VolumeId::from_uuid, 13) },
+                ready,
+            ),
             volume(15, 1, VolumeSource::Image { image: image(105) }, creating),
             volume(16, 1, VolumeSource::Image { image: image(106) }, ready),
         ];

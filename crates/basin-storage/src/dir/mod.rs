@@ -147,10 +147,8 @@ impl DirDatastore {
     /// what it wrote there.
     pub async fn witness(&self, from: HostId, proof: Proof) -> Result<Proof, StorageError> {
         let cancel = CancellationToken::new();
-        self.blocking(&cancel, move |inner, cancel| {
-            inner.servers()?.witness(from, proof, cancel)
-        })
-        .await
+        self.blocking(&cancel, move |inner, cancel| inner.servers()?.witness(from, proof, cancel))
+            .await
     }
 
     /// Looks for the answer that another server gave to a proof of this one.
@@ -231,6 +229,10 @@ impl Datastore for DirDatastore {
     ) -> Result<ImageContent, StorageError> {
         let id = request.image.uuid();
         let key = self.inner.locks.lock(id, &cancel).await?;
+        // Done before, perhaps by another server: the source may be gone since.
+        if let Some(content) = images::find(&self.inner, request.image)? {
+            return Ok(content);
+        }
         let (feed, from) = import::prepare(&self.inner, request).await?;
         let request = request.clone();
         let work = self.blocking(&cancel, move |inner, cancel| {

@@ -80,9 +80,7 @@ impl Space {
         let reservations = held.reservations.values();
         let all: Vec<_> =
             reservations.map(|(amount, path)| (*amount, servers.relative(path))).collect();
-        servers
-            .promise(&all)
-            .map_err(|e| self.explain("telling the other servers", Bytes::ZERO, e))
+        servers.promise(&all).map_err(|e| self.explain("telling the other servers", Bytes::ZERO, e))
     }
 
     fn promised_by_others(&self) -> Result<Bytes, StorageError> {
