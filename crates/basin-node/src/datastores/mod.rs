@@ -71,14 +71,24 @@ impl Datastores {
 
     fn usable(&self, id: DatastoreId) -> Result<Arc<DirDatastore>, Unready> {
         let seen = self.seen.borrow();
-        if let Some(open) = self.all().get(&id)
+        let all = self.all();
+        let open = all.get(&id);
+        if let Some(open) = open
             && (!open.record.sharing.is_shared() || seen.proven.contains(&id))
         {
             return Ok(open.place.clone());
         }
-        let problem = seen.problems.get(&id).cloned().unwrap_or_else(|| {
-            let detail = format!("datastore {id} is not open on this server");
-            problem("datastore-not-open", detail, "check that it exists and belongs to this server")
+        let problem = seen.problems.get(&id).cloned().unwrap_or_else(|| match open {
+            Some(open) => {
+                let name = &open.record.meta.name;
+                let detail = format!("datastore '{name}' is being checked on this server");
+                problem("datastore-unproven", detail, "wait a few seconds")
+            }
+            None => {
+                let detail = format!("datastore {id} is not open on this server");
+                let advice = "check that it exists and belongs to this server";
+                problem("datastore-not-open", detail, advice)
+            }
         });
         Err(Unready { problem, tries: OFTEN })
     }

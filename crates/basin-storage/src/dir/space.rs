@@ -203,7 +203,7 @@ mod tests {
         let (first, second) = (join(), join());
         let path = layout.incoming().join("a");
         let held = first.reserve(Bytes::mib(4), &path).unwrap();
-        let mut refused = |n| match second.reserve(Bytes::mib(n), &path) {
+        let refused = |n| match second.reserve(Bytes::mib(n), &path) {
             Ok(_) => panic!("{n} MiB were promised twice"),
             Err(StorageError::Full { free, .. }) => free,
             Err(e) => panic!("{e}"),
