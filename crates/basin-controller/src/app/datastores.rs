@@ -10,11 +10,14 @@ use basin_model::task::{Problem, TaskState};
 use basin_store::Revision;
 
 use super::{App, problems, unchanged};
-use crate::intake::{self, meta, reach};
+use crate::intake::reach::{self, When};
+use crate::intake::{self, meta};
 use crate::workflows::datastore_create::DatastoreCreate as CreateFlow;
 
 /// Making a datastore writes a few files; a file system that hangs is not waited for.
 const MADE_WITHIN: Duration = Duration::from_secs(60);
+
+const REPORTED_WITHIN: Duration = Duration::from_secs(10);
 
 impl App {
     /// Makes a directory of a server a datastore, of that server or of all that
@@ -34,13 +37,38 @@ impl App {
             .await?;
         let task = self.wait_task(&task.id.to_string(), MADE_WITHIN).await?;
         match (task.value.state, id) {
-            (TaskState::Done, Some(id)) => Ok(id),
+            (TaskState::Done, Some(id)) => {
+                self.reached(id).await;
+                Ok(id)
+            }
             (TaskState::Failed { problem } | TaskState::Undoing { problem }, _) => Err(problem),
             _ => {
                 let advice = format!("See 'basin task show {}'.", task.value.id);
                 Err(problems::wrong_state("datastore", &request.name, "not made yet", advice))
             }
         }
+    }
+
+    /// Waits until its maker has reported a new datastore: the next request may use
+    /// it. A server that is slow to report is no reason to say that nothing was made.
+    async fn reached(&self, id: DatastoreId) {
+        let mut changes = self.inventory().changes();
+        let reported = async {
+            loop {
+                changes.borrow_and_update();
+                let there = {
+                    let snapshot = self.inventory().read();
+                    snapshot.datastores.get(&id).is_none_or(|d| {
+                        let maker = d.value.sharing.maker();
+                        reach::why_not(id, maker, When::Now, &snapshot).is_none()
+                    })
+                };
+                if there || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(REPORTED_WITHIN, reported).await;
     }
 
     pub async fn patch_datastore(
