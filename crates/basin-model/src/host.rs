@@ -1,9 +1,11 @@
 //! Servers.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::HostId;
+use crate::ids::{DatastoreId, HostId};
 use crate::meta::Meta;
 use crate::task::Problem;
 use crate::units::{Bytes, Vcpus};
@@ -32,6 +34,9 @@ pub struct HostStatus {
     /// What keeps the server from doing its work in full; empty when all is well.
     #[serde(default)]
     pub conditions: Vec<Condition>,
+    /// Shared datastores that are proven to be the same storage here as elsewhere.
+    #[serde(default)]
+    pub shared_datastores: BTreeSet<DatastoreId>,
 }
 
 /// Something that is wrong on a server until it is mended.

@@ -9,9 +9,9 @@ use basin_model::datastore::{Capacity, Datastore};
 use basin_model::host::HostStatus;
 use basin_model::image::{Image, ImageContent};
 use basin_model::volume::Volume;
-use basin_model::{Bytes, DatastoreId, ImageId, NicId, VmId, VolumeId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, NicId, VmId, VolumeId};
 use basin_qemu::{BalloonStats, GuestInfo};
-use basin_storage::{ImportRequest, Progress, UploadId};
+use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
 use ipnet::Ipv4Net;
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
@@ -90,11 +90,25 @@ pub trait NodeApi: Send + Sync + 'static {
 
     async fn usage(&self) -> NodeUsage;
 
-    /// Checks that the datastore can be used from here and prepares it.
+    /// Takes the datastore into use here. One that is `preparing` is made first;
+    /// the directory of any other has to be it already.
     async fn open_datastore(&self, datastore: &Datastore) -> Result<Capacity, NodeError>;
 
     /// Forgets a datastore; what it holds stays.
     async fn close_datastore(&self, datastore: DatastoreId) -> Result<(), NodeError>;
+
+    /// Forgets a datastore that is no more, and takes Basin's marks off its
+    /// directory if nothing is in it.
+    async fn discard_datastore(&self, datastore: &Datastore) -> Result<(), NodeError>;
+
+    /// Looks in a shared datastore for what the server `from` just wrote there, and
+    /// answers in it: the answer is returned, for `from` to look for in turn.
+    async fn witness_datastore(
+        &self,
+        datastore: DatastoreId,
+        from: HostId,
+        proof: Proof,
+    ) -> Result<Proof, NodeError>;
 
     async fn capacity(&self, datastore: DatastoreId) -> Result<Capacity, NodeError>;
 
@@ -121,6 +135,15 @@ pub trait NodeApi: Send + Sync + 'static {
         datastore: DatastoreId,
         upload: UploadId,
     ) -> Result<(), NodeError>;
+
+    /// The image's file from `offset` on. Images never change, so a server that was
+    /// cut off goes on where it was.
+    async fn read_image(
+        &self,
+        datastore: DatastoreId,
+        image: ImageId,
+        offset: Bytes,
+    ) -> Result<ImageBytes, NodeError>;
 
     async fn delete_image(&self, datastore: DatastoreId, image: ImageId) -> Result<(), NodeError>;
 

@@ -24,6 +24,7 @@ pub fn status(config: &NodeConfig) -> io::Result<HostStatus> {
         kvm: config.kvm.clone(),
         cgroups: cgroups(),
         conditions: Vec::new(),
+        shared_datastores: Default::default(),
     })
 }
 

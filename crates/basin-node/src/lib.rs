@@ -12,9 +12,11 @@ mod disks;
 pub mod doctor;
 mod files;
 mod host;
+mod images;
 mod lockfile;
 mod networks;
 mod node;
+mod peers;
 mod problem;
 mod serve;
 mod usage;
@@ -27,3 +29,4 @@ pub use api::{
 pub use config::{BlockdLauncher, BlockdMode, NodeConfig};
 pub use disks::{DiskError, Disks, FakeDisks};
 pub use node::LocalNode;
+pub use peers::{Alone, Peers};

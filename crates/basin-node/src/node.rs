@@ -12,7 +12,7 @@ use basin_model::task::Problem;
 use basin_net::Fabric;
 use basin_qemu::Engine;
 use basin_store::Store;
-use basin_store::records::TxnBuilder;
+use basin_store::records::{self, TxnBuilder};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use crate::console::{self, Consoles};
 use crate::datastores::Datastores;
 use crate::disks::Disks;
 use crate::host;
+use crate::images::{Cache, Images};
 use crate::lockfile::{self, StateLock};
 use crate::networks::Networks;
 use crate::problem::{node_error, problem};
@@ -75,10 +76,17 @@ impl LocalNode {
             }
         };
         let vms = Vms::default();
-        let datastores = Arc::new(Datastores::default());
+        let before = records::get::<HostStatus>(&*store, &keys::host_status(config.host)).await;
+        let before = before.map_err(|e| node_error(&e))?.map(|s| s.value.shared_datastores);
+        let (host, peers) = (config.host, config.peers.clone());
+        let datastores =
+            Datastores::new(host, store.clone(), peers.clone(), before.unwrap_or_default());
+        let datastores = Arc::new(datastores);
         let (opened, first_open) = oneshot::channel();
-        let follow = datastores.clone().follow(store.clone(), config.host, opened, stop.clone());
-        tasks.spawn(follow);
+        tasks.spawn(datastores.clone().follow(opened, stop.clone()));
+        let cache = Cache::new(config.state_dir.join("images-cache"), config.image_cache);
+        let images = Arc::new(Images::new(host, store.clone(), datastores.clone(), peers, cache));
+        tasks.spawn(images.clone().follow(stop.clone()));
         let (networks, work) =
             Networks::start(store.clone(), fabric.clone(), vms.clone(), stop.clone());
         tasks.spawn(work);
@@ -88,7 +96,7 @@ impl LocalNode {
             engine: engine.clone(),
             fabric,
             disks,
-            datastores: datastores.clone(),
+            images,
             networks,
             state_dir: config.state_dir.clone(),
             run_dir: config.run_dir.clone(),
@@ -152,23 +160,25 @@ impl LocalNode {
         drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
-    /// Every condition there is now.
-    fn conditions(&self) -> Vec<Condition> {
+    /// The host's status with the conditions of this moment.
+    fn look(&self) -> HostStatus {
         let about = |subject: &str, problem: Option<Problem>| {
             problem.map(|problem| Condition { subject: subject.to_owned(), problem })
         };
-        let mut all = self.datastores.conditions();
-        all.extend(about("networks", self.parts.networks.problem()));
-        all.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
-        all
+        let (mut conditions, shared_datastores) = self.datastores.report();
+        conditions.extend(about("networks", self.parts.networks.problem()));
+        conditions.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
+        self.status.send_modify(|status| {
+            status.conditions = conditions;
+            status.shared_datastores = shared_datastores;
+        });
+        self.status.borrow().clone()
     }
 
     /// Brings the host's status up to date, and the store's copy of it unless that is
     /// what was `written`. False: it has to be tried again.
     async fn write_status(&self, written: &mut Option<HostStatus>) -> bool {
-        let conditions = self.conditions();
-        self.status.send_modify(|status| status.conditions = conditions);
-        let status = self.status.borrow().clone();
+        let status = self.look();
         if written.as_ref() == Some(&status) {
             return true;
         }

@@ -62,6 +62,14 @@ impl Explain for StorageError {
                 "fetch-failed",
                 "check the URL, and that this server can reach it, for instance with curl",
             ),
+            StorageError::NotMounted { .. } => (
+                "datastore-not-mounted",
+                "mount its file system on the server; Basin then opens it by itself",
+            ),
+            StorageError::Unshared { .. } => (
+                "datastore-not-shared",
+                "mount the same storage at that path on every server; Basin then checks again",
+            ),
             StorageError::Cancelled => ("cancelled", "start it again if it is still wanted"),
             StorageError::Io { .. } => {
                 ("storage-io", "look at the server's disks and kernel log (dmesg); then try again")
@@ -73,7 +81,10 @@ impl Explain for StorageError {
     fn tries(&self) -> u32 {
         match self {
             StorageError::Full { .. } => A_FEW_TIMES,
-            StorageError::Io { .. } | StorageError::NotFound(_) => OFTEN,
+            StorageError::Io { .. }
+            | StorageError::NotFound(_)
+            | StorageError::NotMounted { .. }
+            | StorageError::Unshared { .. } => OFTEN,
             _ => ONCE,
         }
     }

@@ -1,5 +1,6 @@
 //! Pure. Which server a VM starts on: it must fit, and the least loaded wins.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use basin_model::host::HostCapacity;
@@ -10,8 +11,8 @@ use basin_model::{Bytes, HostId, Vcpus};
 pub struct Demand {
     pub vcpus: Vcpus,
     pub memory: Bytes,
-    /// The only server that reaches the VM's disks, when they are local to one.
-    pub tied_to: Option<HostId>,
+    /// The servers that do not reach all of the VM's disks, and why.
+    pub cut_off: BTreeMap<HostId, String>,
 }
 
 /// A server, as placement sees it.
@@ -32,7 +33,8 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     Unusable(String),
-    DisksElsewhere,
+    /// It does not reach the VM's disks.
+    CutOff(String),
     TooFewCpus {
         needed: Vcpus,
         there: Vcpus,
@@ -52,7 +54,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Unusable(why) => write!(f, "it cannot run VMs: {why}"),
-            Reason::DisksElsewhere => f.write_str("the VM's disks are on another server"),
+            Reason::CutOff(why) => f.write_str(why),
             Reason::TooFewCpus { needed, there } => {
                 write!(f, "{needed} vCPUs are more than its {there} CPUs")
             }
@@ -91,8 +93,8 @@ pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
         if let Some(why) = &c.unusable {
             return Err(Reason::Unusable(why.clone()));
         }
-        if demand.tied_to.is_some_and(|host| host != c.host) {
-            return Err(Reason::DisksElsewhere);
+        if let Some(why) = demand.cut_off.get(&c.host) {
+            return Err(Reason::CutOff(why.clone()));
         }
         if demand.vcpus > c.capacity.cpus {
             return Err(Reason::TooFewCpus { needed: demand.vcpus, there: c.capacity.cpus });
@@ -147,7 +149,7 @@ mod tests {
     }
 
     fn demand(gib: u64) -> Demand {
-        Demand { vcpus: Vcpus(2), memory: Bytes::gib(gib), tied_to: None }
+        Demand { vcpus: Vcpus(2), memory: Bytes::gib(gib), cut_off: BTreeMap::new() }
     }
 
     fn check(demand: &Demand, candidates: &[Candidate], expect: Result<u8, &[&str]>) {
@@ -185,8 +187,14 @@ mod tests {
                 "srv3: it cannot run VMs: QEMU is not installed",
             ]),
         );
-        let tied = Demand { tied_to: Some(host(9)), ..demand(1) };
-        check(&tied, &[candidate(1, 8, 0)], Err(&["srv1: the VM's disks are on another server"]));
+    }
+
+    #[test]
+    fn a_vm_goes_only_where_its_disks_are() {
+        let why = "datastore 'fast' is on srv2";
+        let tied = Demand { cut_off: [(host(1), why.to_owned())].into(), ..demand(1) };
+        check(&tied, &[candidate(1, 8, 0)], Err(&["srv1: datastore 'fast' is on srv2"]));
+        check(&tied, &[candidate(1, 8, 0), candidate(2, 8, 7), candidate(3, 8, 6)], Ok(3));
     }
 
     proptest! {

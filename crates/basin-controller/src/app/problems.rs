@@ -36,8 +36,13 @@ pub fn status(code: &str) -> (u16, &'static str) {
             (422, "The request cannot be fulfilled")
         }
         "fetch-failed" => (502, "It cannot be fetched"),
+        "datastore-unreachable" => (409, "No server can take it"),
+        "datastore-not-shared" => (409, "Not the same storage"),
         "disk-locked" | "disk-fenced" | "machine-gone" => (409, "Not in this state"),
         "datastore-full" => (507, "Not enough space"),
+        "datastore-not-mounted" | "datastore-not-open" | "datastore-unproven" => {
+            (503, "The server is not ready for this")
+        }
         "program-missing" | "qemu-unusable" | "network-not-ready" | "blockd-unreachable" => {
             (503, "The server is not ready for this")
         }
@@ -162,6 +167,14 @@ pub fn no_host(name: impl Display, reasons: &[String]) -> Problem {
         "no-host",
         format!("No server can run VM '{name}': {}.", reasons.join("; ")),
         "Stop or shrink other VMs, or shrink this one; 'basin doctor' examines a server.",
+    )
+}
+
+pub fn no_server_reaches(reasons: &[String]) -> Problem {
+    problem(
+        "datastore-unreachable",
+        format!("No server reaches what is needed. {}.", reasons.join("; ")),
+        "'basin datastore show' tells which servers reach a datastore, and why others do not.",
     )
 }
 

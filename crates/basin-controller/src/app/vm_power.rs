@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use super::inventory::Snapshot;
 use super::vms::committed_memory;
 use super::{App, problems};
+use crate::intake::reach::{When, reachable_from};
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_power_change::{Change, VmPowerChange};
 use crate::workflows::vm_power_on::VmPowerOn;
@@ -150,7 +151,7 @@ pub fn power_on(vm: &Versioned<Vm>, snapshot: &Snapshot) -> Result<(Vm, TxnBuild
 /// Where a VM starts: the same server keeps its generation, another gets the next.
 fn placement(vm: &Vm, snapshot: &Snapshot) -> Result<Placement, Problem> {
     let candidates = candidates(snapshot, |other| other == vm.id);
-    let verdict = place(&demand(vm, snapshot), &candidates);
+    let verdict = place(&demand(vm, When::Now, snapshot), &candidates);
     let Some(host) = verdict.chosen else {
         return Err(problems::no_host(&vm.meta.name, &reasons(&verdict)));
     };
@@ -161,10 +162,10 @@ fn placement(vm: &Vm, snapshot: &Snapshot) -> Result<Placement, Problem> {
     })
 }
 
-pub fn demand(vm: &Vm, snapshot: &Snapshot) -> Demand {
-    let volumes = vm.spec.disks.iter().filter_map(|d| snapshot.volumes.get(&d.volume));
-    let tied_to = volumes.filter_map(|v| snapshot.datastore_host(&v.value)).next();
-    Demand { vcpus: vm.spec.vcpus, memory: vm.spec.memory, tied_to }
+/// What a VM needs of a server, now or once all servers are in order.
+pub fn demand(vm: &Vm, when: When, snapshot: &Snapshot) -> Demand {
+    let cut_off = reachable_from(vm, when, snapshot).cut_off;
+    Demand { vcpus: vm.spec.vcpus, memory: vm.spec.memory, cut_off }
 }
 
 /// The servers with what is committed there, some VMs left out of the account.

@@ -16,6 +16,7 @@ use super::etag::{IfMatch, Tagged};
 use super::extract::{Answer, Body, Pairs};
 use super::tasks::{Accepted, accepted};
 use super::{ApiError, Context};
+use crate::intake::reach;
 
 pub fn routes() -> OpenApiRouter<Context> {
     OpenApiRouter::new()
@@ -65,7 +66,9 @@ async fn show(
         let snapshot = context.app.inventory().read();
         let record = snapshot.volume(&reference)?;
         let shown = convert::volume::volume(record, &snapshot);
-        (shown, record.value.clone(), snapshot.datastore_host(&record.value))
+        let local = context.app.nodes().local();
+        let host = reach::choose_for(&record.value, local, &snapshot).ok();
+        (shown, record.value.clone(), host)
     };
     if let Some(host) = host
         && let Ok(node) = context.app.nodes().get(host)

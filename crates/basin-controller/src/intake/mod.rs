@@ -12,6 +12,7 @@ pub mod image;
 pub mod meta;
 pub mod mint;
 pub mod network;
+pub mod reach;
 pub mod resolve;
 pub mod space;
 pub mod uses;

@@ -22,7 +22,7 @@ use basin_controller::workflows;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::fake::FakeFabric;
-use basin_node::{BlockdMode, FakeDisks, LocalNode, NodeConfig};
+use basin_node::{Alone, BlockdMode, FakeDisks, LocalNode, NodeConfig};
 use basin_qemu::fake::FakeWorld;
 use basin_store::{MemStore, Store};
 use http_body_util::BodyExt;
@@ -85,6 +85,8 @@ impl DataCentre {
             blockd: BlockdMode::Given(Arc::new(disks.clone())),
             qemu: QemuInfo::Usable { path: "fake".into(), version: "0".into() },
             kvm: KvmVerdict { usable: false, reason: "fake".into() },
+            peers: Arc::new(Alone),
+            image_cache: None,
         };
         let engine = Arc::new(machines.engine());
         let node = LocalNode::start(config, store.clone(), engine, fabric.clone()).await.unwrap();

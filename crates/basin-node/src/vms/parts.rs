@@ -22,9 +22,9 @@ use tokio::sync::Semaphore;
 
 use super::chain;
 use super::decide::StartFailure;
-use crate::datastores::Datastores;
 use crate::disks::Disks;
 use crate::files;
+use crate::images::Images;
 use crate::networks::Networks;
 use crate::problem::{A_FEW_TIMES, Explain, Unready, problem};
 
@@ -37,7 +37,7 @@ pub struct Parts {
     pub engine: Arc<dyn Engine>,
     pub fabric: Arc<dyn Fabric>,
     pub disks: Arc<dyn Disks>,
-    pub datastores: Arc<Datastores>,
+    pub images: Arc<Images>,
     pub networks: Networks,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -149,11 +149,11 @@ impl Parts {
 
     async fn plan(&self, vm: &Vm, placement: Placement) -> Result<Plan, Unready> {
         let uid = self.engine.uid(vm.id).await.map_err(unready)?;
-        let (store, places) = (&*self.store, &*self.datastores);
+        let (store, images) = (&*self.store, &*self.images);
         let queues = u16::try_from(vm.spec.vcpus.0.clamp(1, MOST_QUEUES)).unwrap_or(1);
         let mut exports = Vec::new();
         for disk in &vm.spec.disks {
-            let layers = chain::layers(store, places, disk.volume).await?;
+            let layers = chain::layers(store, images, disk.volume).await?;
             exports.push(Export {
                 volume: disk.volume,
                 generation: placement.generation,
@@ -165,7 +165,7 @@ impl Parts {
                 queues,
             });
         }
-        let file = async |id, kind| Ok(chain::image_file(store, places, id, kind).await?.path);
+        let file = async |id, kind| Ok(chain::image_file(store, images, id, kind).await?.path);
         let mut cdroms = Vec::new();
         for cdrom in &vm.spec.cdroms {
             cdroms.push(CdromSpec { path: file(cdrom.image, ImageKind::Iso).await? });

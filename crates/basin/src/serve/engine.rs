@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::{Fabric, Instance, LinuxFabric, NetConfig};
-use basin_node::{BlockdLauncher, BlockdMode, FakeDisks, NodeConfig};
+use basin_node::{Alone, BlockdLauncher, BlockdMode, FakeDisks, NodeConfig};
 use basin_qemu::Engine;
 use basin_qemu::fake::FakeWorld;
 use basin_qemu::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
@@ -82,6 +82,8 @@ fn node(
         blockd,
         qemu,
         kvm,
+        peers: Arc::new(Alone),
+        image_cache: None,
     }
 }
 
