@@ -23,10 +23,13 @@ pub enum Kind {
     Task,
     Workflow,
     Token,
+    Alive,
+    JoinToken,
+    RemovedHost,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Vm,
         Kind::VmStatus,
         Kind::Volume,
@@ -38,6 +41,9 @@ impl Kind {
         Kind::Task,
         Kind::Workflow,
         Kind::Token,
+        Kind::Alive,
+        Kind::JoinToken,
+        Kind::RemovedHost,
     ];
 
     const fn word(self) -> &'static str {
@@ -53,6 +59,9 @@ impl Kind {
             Kind::Task => "task",
             Kind::Workflow => "workflow",
             Kind::Token => "token",
+            Kind::Alive => "alive",
+            Kind::JoinToken => "join-token",
+            Kind::RemovedHost => "removed-host",
         }
     }
 
@@ -108,6 +117,27 @@ pub fn workflow(id: TaskId) -> String {
 }
 pub fn token(id: TokenId) -> String {
     Kind::Token.key(id)
+}
+
+/// That the server's daemon runs, under its lease.
+pub fn alive(id: HostId) -> String {
+    Kind::Alive.key(id)
+}
+pub fn join_token(id: TokenId) -> String {
+    Kind::JoinToken.key(id)
+}
+pub fn removed_host(id: HostId) -> String {
+    Kind::RemovedHost.key(id)
+}
+
+/// Who leads, under that server's lease.
+pub fn leader() -> String {
+    format!("{ROOT}leader")
+}
+
+/// The cluster's certificate authority.
+pub fn authority() -> String {
+    format!("{ROOT}secret/authority")
 }
 
 /// Who holds a MAC address.

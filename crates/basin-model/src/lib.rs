@@ -12,6 +12,7 @@
 //!
 //! These types are what the store holds. What travels over HTTP is `basin-api`.
 
+pub mod cluster;
 pub mod datastore;
 pub mod host;
 pub mod ids;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use basin_model::cluster::{Alive, JoinToken, RemovedHost};
 use basin_model::datastore::Datastore;
 use basin_model::host::{Host, HostStatus};
 use basin_model::image::Image;
@@ -42,6 +43,9 @@ pub struct Snapshot {
     pub host_statuses: Table<HostId, HostStatus>,
     pub tasks: Table<TaskId, Task>,
     pub tokens: Table<TokenId, Token>,
+    pub alive: Table<HostId, Alive>,
+    pub join_tokens: Table<TokenId, JoinToken>,
+    pub removed_hosts: Table<HostId, RemovedHost>,
     /// Which VM has the volume attached.
     pub attachments: HashMap<VolumeId, VmId>,
     /// What `attachments` says of each VM, to take it back.
@@ -62,6 +66,9 @@ impl Snapshot {
             Kind::HostStatus => put(&mut self.host_statuses, id, entry),
             Kind::Task => put(&mut self.tasks, id, entry),
             Kind::Token => put(&mut self.tokens, id, entry),
+            Kind::Alive => put(&mut self.alive, id, entry),
+            Kind::JoinToken => put(&mut self.join_tokens, id, entry),
+            Kind::RemovedHost => put(&mut self.removed_hosts, id, entry),
             Kind::Workflow => Ok(()),
         };
         if let Err(e) = result {
@@ -92,6 +99,9 @@ impl Snapshot {
             Kind::HostStatus => remove(&mut self.host_statuses, id),
             Kind::Task => remove(&mut self.tasks, id),
             Kind::Token => remove(&mut self.tokens, id),
+            Kind::Alive => remove(&mut self.alive, id),
+            Kind::JoinToken => remove(&mut self.join_tokens, id),
+            Kind::RemovedHost => remove(&mut self.removed_hosts, id),
             Kind::Workflow => {}
         }
     }

@@ -32,6 +32,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::cluster::leader::Leadership;
 use crate::intake::Mint;
 use crate::workflow::{StartError, Workflow, Workflows};
 use inventory::{Inventory, Snapshot};
@@ -52,11 +53,18 @@ pub struct Services {
 pub struct App {
     pub services: Arc<Services>,
     pub workflows: Workflows<Services>,
+    pub leadership: Leadership,
 }
 
 impl App {
+    /// That of a single server.
     pub fn new(services: Arc<Services>, workflows: Workflows<Services>) -> App {
-        App { services, workflows }
+        App { services, workflows, leadership: Leadership::alone() }
+    }
+
+    /// That of a server of several.
+    pub fn led(self, leadership: Leadership) -> App {
+        App { leadership, ..self }
     }
 
     pub fn store(&self) -> &dyn Store {
@@ -92,17 +100,22 @@ impl App {
     }
 
     /// Decides on a snapshot and starts the workflow that does it; the draft's
-    /// reservations and the task come into being in one transaction.
+    /// reservations and the task come into being in one transaction, and only while
+    /// this server leads: it is the leader that drives workflows.
     pub async fn start<W: Workflow<Services = Services>>(
         &self,
         mut decide: impl FnMut(&Snapshot, &mut Mint<'_>) -> Result<(W, TxnBuilder), Problem> + Send,
     ) -> Result<Task, Problem> {
         for _ in 0..ATTEMPTS {
             let (workflow, txn) = self.decide(&mut decide)?;
-            match self.workflows.start(workflow, txn).await {
+            let guard = self.leadership.guard().map_err(|_| problems::no_leader())?;
+            match self.workflows.start(workflow, txn.and(guard)).await {
                 Ok(task) => {
                     self.see(&keys::task(task.id)).await?;
                     return Ok(task);
+                }
+                Err(StartError::Refused(condition)) if condition.key() == keys::leader() => {
+                    return Err(problems::no_leader());
                 }
                 Err(StartError::Refused(condition)) => self.catch_up(&condition).await?,
                 Err(StartError::Store(e)) => return Err(store_problem(&e)),

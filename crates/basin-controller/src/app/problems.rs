@@ -47,6 +47,7 @@ pub fn status(code: &str) -> (u16, &'static str) {
             (503, "The server is not ready for this")
         }
         "no-space" => (507, "Not enough space"),
+        "no-leader" => (503, "No server leads the cluster"),
         "store-unavailable" => (503, "The state store is not available"),
         "shutting-down" => (503, "The server is shutting down"),
         "timeout" => (504, "It took too long"),
@@ -201,6 +202,15 @@ pub fn store_unavailable(why: impl Display) -> Problem {
     )
 }
 
+pub fn no_leader() -> Problem {
+    problem(
+        "no-leader",
+        "No server leads the cluster at this moment, so nothing can be changed.",
+        "VMs go on running. A leader is elected within seconds while most of the servers that \
+         keep the state can reach each other: 'basin host list' shows which do.",
+    )
+}
+
 pub fn cancelled() -> Problem {
     problem("cancelled", "It was cancelled.", "What had been done is taken back.")
 }
@@ -237,6 +247,7 @@ mod tests {
             no_host("x", &[]),
             no_space("d", 1, 2, 200),
             store_unavailable("x"),
+            no_leader(),
             timeout("x"),
             cancelled(),
         ];
