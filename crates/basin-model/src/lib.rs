@@ -13,6 +13,7 @@
 //! These types are what the store holds. What travels over HTTP is `basin-api`.
 
 pub mod datastore;
+pub mod hardware;
 pub mod host;
 pub mod ids;
 pub mod image;

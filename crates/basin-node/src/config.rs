@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use basin_model::HostId;
+use basin_model::hardware::HardwareFacts;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 
 use crate::disks::Disks;
@@ -20,6 +21,7 @@ pub struct NodeConfig {
     /// What the engine's probe found.
     pub qemu: QemuInfo,
     pub kvm: KvmVerdict,
+    pub hardware: Option<HardwareFacts>,
 }
 
 /// Who serves disks.

@@ -87,6 +87,7 @@ impl Server {
             blockd: BlockdMode::Given(Arc::new(self.disks.clone())),
             qemu: QemuInfo::Usable { path: "fake".into(), version: "7.2.0".into() },
             kvm: KvmVerdict { usable: false, reason: "a fake has none".into() },
+            hardware: None,
         }
     }
 
@@ -124,6 +125,7 @@ impl Server {
             },
             run: Run { power: OFF, epoch: 0, resets: 0 },
             placement: Some(Placement { host: self.host, generation: Generation(1) }),
+            hardware: None,
         }
     }
 

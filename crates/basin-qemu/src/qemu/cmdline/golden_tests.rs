@@ -17,6 +17,7 @@ fn spec(machine: Machine, boot: BootSpec, disks: usize, nics: usize, cdroms: usi
         memory: Bytes::mib(512),
         cpu_model: CpuModel::Auto,
         machine,
+        machine_version: None,
         boot,
         disks: (0..disks)
             .map(|n| DiskSpec { socket: format!("/run/b/{n}.sock").into(), queues: 2 })
@@ -86,6 +87,10 @@ fn command_lines() {
     let mut named = spec(Q35, BootSpec::Bios, 0, 0, 0);
     named.cpu_model = CpuModel::Named("EPYC-v3".to_owned());
     check("q35-named-cpu", &named, Tcg, false);
+    let mut fixed = spec(Q35, BootSpec::Bios, 1, 0, 0);
+    fixed.cpu_model = CpuModel::Named("Skylake-Server-v5".to_owned());
+    fixed.machine_version = Some("7.2".to_owned());
+    check("q35-fixed", &fixed, Kvm, false);
 }
 
 #[test]
@@ -101,6 +106,9 @@ fn machines_that_cannot_be_are_refused() {
     let mut bad = spec(Machine::Q35, BootSpec::Bios, 0, 0, 0);
     bad.cpu_model = CpuModel::Named("host,+vmx".to_owned());
     check(bad, "not the name of a CPU model");
+    let mut bad = spec(Machine::Q35, BootSpec::Bios, 0, 0, 0);
+    bad.machine_version = Some("7.2,accel=qtest".to_owned());
+    check(bad, "not a version of a machine");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod golden_tests;
 use std::path::PathBuf;
 
 use basin_model::Vcpus;
+use basin_model::hardware::MachineVersion;
 use basin_model::vm::{CpuModel, Machine};
 
 use crate::engine::{BootSpec, MachineSpec};
@@ -99,6 +100,11 @@ fn refuse(inputs: &Inputs<'_>) -> Result<(), String> {
     {
         return Err(format!("'{name}' is not the name of a CPU model"));
     }
+    if let Some(version) = &spec.machine_version
+        && version.parse::<MachineVersion>().is_err()
+    {
+        return Err(format!("'{version}' is not a version of a machine, such as 7.2"));
+    }
     let (taps, nics) = (inputs.fds.taps.len(), spec.nics.len());
     if taps != nics {
         return Err(format!("{taps} taps were given for {nics} network interfaces"));
@@ -128,7 +134,7 @@ fn machine(args: &mut Args, inputs: &Inputs<'_>) {
     let spec = inputs.spec;
     let machine = match spec.machine {
         // graphics=off brings the firmware's output to the serial line.
-        Machine::Q35 => Opts::new("q35").kv("vmport", "off").kv("graphics", "off"),
+        Machine::Q35 => Opts::new(q35(spec)).kv("vmport", "off").kv("graphics", "off"),
         // acpi: virtio-mmio devices are found without a kernel parameter, and the guest
         // can be powered off. pit and pic are legacy no ACPI kernel needs.
         Machine::Microvm => Opts::new("microvm")
@@ -160,6 +166,13 @@ fn machine(args: &mut Args, inputs: &Inputs<'_>) {
         // A suspended guest looks dead to everything around it.
         args.raw("-global", "ICH9-LPC.disable_s3=1");
         args.raw("-global", "ICH9-LPC.disable_s4=1");
+    }
+}
+
+fn q35(spec: &MachineSpec) -> String {
+    match &spec.machine_version {
+        Some(version) => format!("pc-q35-{version}"),
+        None => "q35".to_owned(),
     }
 }
 
