@@ -173,11 +173,6 @@ impl MachineVersion {
     pub const fn new(major: u32, minor: u32) -> MachineVersion {
         MachineVersion { major, minor, micro: 0 }
     }
-
-    /// The release series: what QEMU can receive does not change within one.
-    pub const fn series(self) -> (u32, u32) {
-        (self.major, self.minor)
-    }
 }
 
 impl FromStr for MachineVersion {

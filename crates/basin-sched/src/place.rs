@@ -1,5 +1,6 @@
 //! Pure. Which server a VM starts on: it must fit, and the least loaded wins.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use basin_model::host::HostCapacity;
@@ -26,12 +27,15 @@ pub struct Candidate {
     pub committed: Bytes,
     /// Why no VM can start there at all, when none can.
     pub unusable: Option<String>,
+    /// It is being emptied for maintenance, and stays empty.
+    pub draining: bool,
 }
 
 /// Why a server was not chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     Unusable(String),
+    Draining,
     DisksElsewhere,
     TooFewCpus {
         needed: Vcpus,
@@ -52,6 +56,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Unusable(why) => write!(f, "it cannot run VMs: {why}"),
+            Reason::Draining => f.write_str("it is being drained ('basin host undrain' ends that)"),
             Reason::DisksElsewhere => f.write_str("the VM's disks are on another server"),
             Reason::TooFewCpus { needed, there } => {
                 write!(f, "{needed} vCPUs are more than its {there} CPUs")
@@ -84,12 +89,24 @@ pub fn overhead(memory: Bytes, emulated: bool) -> Bytes {
     Bytes::mib(48) + Bytes(memory.get() / 128) + translated
 }
 
+/// Orders servers by the committed share of their memory; ties go by id. Compared as
+/// products: a/b < c/d without the rounding of a division.
+pub fn fuller(a: &Candidate, b: &Candidate) -> Ordering {
+    let share = |x: &Candidate, y: &Candidate| {
+        u128::from(x.committed.get()) * u128::from(y.capacity.memory.get())
+    };
+    share(a, b).cmp(&share(b, a)).then(a.host.cmp(&b.host))
+}
+
 /// Chooses the server with the largest free share of its memory; ties go to the
 /// lowest id, so that the same snapshot always gives the same answer.
 pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
     let fits = |c: &Candidate| -> Result<(), Reason> {
         if let Some(why) = &c.unusable {
             return Err(Reason::Unusable(why.clone()));
+        }
+        if c.draining {
+            return Err(Reason::Draining);
         }
         if demand.tied_to.is_some_and(|host| host != c.host) {
             return Err(Reason::DisksElsewhere);
@@ -104,13 +121,6 @@ pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
             return Err(Reason::TooLittleMemory { needed, free, there });
         }
         Ok(())
-    };
-    // Compared as products: a/b < c/d without the rounding of a division.
-    let fuller = |a: &Candidate, b: &Candidate| {
-        let share = |x: &Candidate, y: &Candidate| {
-            u128::from(x.committed.get()) * u128::from(y.capacity.memory.get())
-        };
-        share(a, b).cmp(&share(b, a)).then(a.host.cmp(&b.host))
     };
     let chosen = candidates.iter().filter(|c| fits(c).is_ok()).min_by(|a, b| fuller(a, b));
     let others = candidates
@@ -143,6 +153,7 @@ mod tests {
             emulated: false,
             committed: Bytes::gib(committed_gib),
             unusable: None,
+            draining: false,
         }
     }
 
@@ -184,6 +195,12 @@ mod tests {
                 "srv2: 2 vCPUs are more than its 1 CPUs",
                 "srv3: it cannot run VMs: QEMU is not installed",
             ]),
+        );
+        let drained = Candidate { draining: true, ..candidate(4, 64, 0) };
+        check(
+            &demand(1),
+            &[drained],
+            Err(&["srv4: it is being drained ('basin host undrain' ends that)"]),
         );
         let tied = Demand { tied_to: Some(host(9)), ..demand(1) };
         check(&tied, &[candidate(1, 8, 0)], Err(&["srv1: the VM's disks are on another server"]));
