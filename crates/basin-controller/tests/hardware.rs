@@ -73,7 +73,7 @@ async fn a_start_fixes_what_the_guest_sees() {
     assert_eq!(start(&centre, "a").await, sees("Nehalem-v1"));
     let spec = centre.machines.guest(record(&centre, "a").await.id).unwrap().spec().clone();
     assert_eq!(spec.cpu_model, CpuModel::Named("Nehalem-v1".to_owned()));
-    assert_eq!(spec.machine_version.as_deref(), Some("7.2"));
+    assert_eq!(spec.machine_version, Some(MachineVersion::new(7, 2)));
 
     // A server with less joins: what runs is not touched, and it is told what it costs.
     a_lesser_server_joins(&centre).await;

@@ -63,7 +63,7 @@ async fn starts_pauses_resets_and_stops() {
     server.wait(vm.id, running).await;
     let spec = server.world.guest(vm.id).unwrap().spec().clone();
     assert_eq!(spec.cpu_model, CpuModel::Named("Nehalem-v1".to_owned()));
-    assert_eq!(spec.machine_version.as_deref(), Some("7.2"));
+    assert_eq!(spec.machine_version, Some(MachineVersion::new(7, 2)));
     server.power(&mut vm, OFF).await;
     server.wait(vm.id, stopped).await;
     node.shutdown().await;

@@ -2,6 +2,7 @@
 
 mod support;
 
+use basin_model::hardware::MachineVersion;
 use basin_model::vm::{CpuModel, Machine as MachineType};
 use basin_qemu::{Engine, EngineError, MachineEvent, MachineState};
 use support::guest::says;
@@ -14,11 +15,11 @@ const TYPES: [MachineType; 2] = [MachineType::Q35, MachineType::Microvm];
 async fn a_guest_gets_the_cpu_and_the_machine_that_were_fixed() {
     let server = Server::new();
     let engine = server.engine().await;
-    let facts = engine.hardware().expect("QEMU says what it can do").clone();
+    let facts = engine.hardware_facts().expect("QEMU says what it can do").clone();
     assert!(facts.cpus.runs("Nehalem-v1"), "{facts:?}");
     let mut spec = server.spec(MachineType::Q35);
     spec.cpu_model = CpuModel::Named("Nehalem-v1".to_owned());
-    spec.machine_version = Some(facts.q35[0].to_string());
+    spec.machine_version = Some(facts.q35[0]);
     let (machine, mut console) = launch(&engine, &spec).await;
     booted(&*machine).await;
     console.write_all(b"x").await.unwrap();
@@ -26,7 +27,7 @@ async fn a_guest_gets_the_cpu_and_the_machine_that_were_fixed() {
     machine.kill().await.unwrap();
 
     // One that this QEMU has not: refused in QEMU's own words, and nothing stays.
-    spec.machine_version = Some("6.66".to_owned());
+    spec.machine_version = Some(MachineVersion::new(6, 66));
     let error = engine.launch(&spec, vec![]).await.err().unwrap().to_string();
     assert!(error.contains("list supported machines"), "{error}");
 }

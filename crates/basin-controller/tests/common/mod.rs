@@ -85,7 +85,7 @@ impl DataCentre {
             blockd: BlockdMode::Given(Arc::new(disks.clone())),
             qemu: QemuInfo::Usable { path: "fake".into(), version: "0".into() },
             kvm: KvmVerdict { usable: false, reason: "fake".into() },
-            hardware: Some(basin_qemu::fake::hardware()),
+            hardware: Some(basin_qemu::fake::hardware_facts()),
         };
         let engine = Arc::new(machines.engine());
         let node = LocalNode::start(config, store.clone(), engine, fabric.clone()).await.unwrap();

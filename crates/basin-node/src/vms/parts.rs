@@ -218,7 +218,7 @@ impl Parts {
             memory: vm.spec.memory,
             cpu_model: cpu_model(vm),
             machine: vm.spec.machine,
-            machine_version: machine_version(vm),
+            machine_version: vm.hardware.as_ref().and_then(|h| h.machine_version),
             boot: plan.boot,
             disks: plan.note.exports.iter().map(disk).collect(),
             cdroms,
@@ -275,10 +275,6 @@ fn cpu_model(vm: &Vm) -> CpuModel {
         Some(hardware) => CpuModel::Named(hardware.cpu.clone()),
         None => vm.spec.cpu_model.clone(),
     }
-}
-
-fn machine_version(vm: &Vm) -> Option<String> {
-    Some(vm.hardware.as_ref()?.machine_version?.to_string())
 }
 
 fn layer(file: LayerFile) -> Layer {

@@ -127,7 +127,7 @@ impl FakeWorld {
 }
 
 /// What fake machines can be: as QEMU 7.2 emulates, as far as Basin asks for it.
-pub fn hardware() -> HardwareFacts {
+pub fn hardware_facts() -> HardwareFacts {
     let models = ["Nehalem-v1", "qemu64-v1"].map(|model| (model.to_owned(), Vec::new()));
     let aliases = ["Nehalem", "qemu64"].map(|name| (name.to_owned(), format!("{name}-v1")));
     HardwareFacts {

@@ -9,9 +9,9 @@ mod binary;
 pub mod cgroup;
 mod cmdline;
 mod events;
+mod facts;
 mod files;
 mod firmware;
-mod hardware;
 mod images;
 mod launch;
 mod machine;
@@ -98,7 +98,7 @@ struct Inner {
     info: QemuInfo,
     kvm: KvmVerdict,
     accelerator: Accelerator,
-    hardware: Option<HardwareFacts>,
+    facts: Option<HardwareFacts>,
     kvm_group: Option<u32>,
     tsc_khz: Option<u32>,
     cgroups: Cgroups,
@@ -138,8 +138,8 @@ impl QemuEngine {
     }
 
     /// What QEMU can give a guest here; none where it could not be asked.
-    pub fn hardware(&self) -> Option<&HardwareFacts> {
-        self.inner.hardware.as_ref()
+    pub fn hardware_facts(&self) -> Option<&HardwareFacts> {
+        self.inner.facts.as_ref()
     }
 
     /// The cgroups of this daemon's machines.
@@ -164,15 +164,15 @@ impl Inner {
             _ => Accelerator::Tcg,
         };
         let kvm_group = probe::kvm_group();
-        let hardware = match &info {
+        let facts = match &info {
             QemuInfo::Usable { path, .. } => {
-                let ask = hardware::Ask {
+                let ask = facts::Ask {
                     program: Path::new(path),
                     accelerator,
                     kvm_group,
                     limit: config.start_limit,
                 };
-                hardware::facts(&ask, &config.state_dir.join("qemu-facts.json"))
+                facts::of_qemu(&ask, &config.state_dir.join("qemu-facts.json"))
                     .inspect_err(|why| tracing::warn!("QEMU does not say what it can do: {why}"))
                     .ok()
             }
@@ -188,7 +188,7 @@ impl Inner {
             info,
             kvm,
             accelerator,
-            hardware,
+            facts,
             kvm_group,
             tsc_khz: tsc::frequency_khz(),
             cgroups,

@@ -1,6 +1,6 @@
 //! Pure. The guest: whether it can move at all, and whether it finds there what it sees here.
 
-use basin_model::hardware::{GuestHardware, HardwareFacts};
+use basin_model::hardware::{GuestHardware, HardwareFacts, MachineVersion};
 use basin_model::vm::Machine;
 
 use super::{Activity, How, MovingVm, Obstacle, Site};
@@ -87,16 +87,11 @@ fn q35(sees: &GuestHardware, target: &Site, there: &HardwareFacts, found: &mut V
     }
 }
 
-/// The first two numbers of a version.
-pub fn release(version: &str) -> Option<(u32, u32)> {
-    let mut numbers = version.split('.').map(|n| n.parse::<u32>().ok());
-    Some((numbers.next()??, numbers.next()??))
-}
-
 /// A running machine's state is written by one release of QEMU and read by another.
 fn qemu(vm: &MovingVm, target: &Site, found: &mut Vec<Obstacle>) {
     let (Some(running), Some(there)) = (&vm.qemu, &target.qemu) else { return };
-    let (Some(runs), Some(receives)) = (release(running), release(there)) else { return };
+    let series = |version: &str| version.parse::<MachineVersion>().ok();
+    let (Some(runs), Some(receives)) = (series(running), series(there)) else { return };
     let (running, server, there) = (running.clone(), target.name.clone(), there.clone());
     let unversioned = vm.machine == Machine::Microvm
         || vm.hardware.as_ref().is_some_and(|sees| sees.machine_version.is_none());

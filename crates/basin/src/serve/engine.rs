@@ -48,7 +48,7 @@ async fn real(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let launcher = BlockdLauncher { program, args: vec!["blockd".to_owned()] };
     let (qemu, kvm) = (engine.info().clone(), engine.kvm().clone());
-    let hardware = engine.hardware().cloned();
+    let hardware = engine.hardware_facts().cloned();
     if let QemuInfo::Unusable { reason } = &qemu {
         tracing::warn!("this server cannot run VMs: {reason}");
     }
@@ -60,7 +60,7 @@ fn fake(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     let disks = BlockdMode::Given(Arc::new(FakeDisks::default()));
     let qemu = QemuInfo::Usable { path: "fake".to_owned(), version: "0".to_owned() };
     let kvm = KvmVerdict { usable: false, reason: "the fake engine needs none".to_owned() };
-    let node = node(args, host, disks, qemu, kvm, Some(basin_qemu::fake::hardware()));
+    let node = node(args, host, disks, qemu, kvm, Some(basin_qemu::fake::hardware_facts()));
     let engine = FakeWorld::with_dir(args.state_dir.join("fake")).engine();
     Ok(Parts {
         node,

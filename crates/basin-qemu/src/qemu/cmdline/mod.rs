@@ -15,7 +15,6 @@ mod golden_tests;
 use std::path::PathBuf;
 
 use basin_model::Vcpus;
-use basin_model::hardware::MachineVersion;
 use basin_model::vm::{CpuModel, Machine};
 
 use crate::engine::{BootSpec, MachineSpec};
@@ -99,11 +98,6 @@ fn refuse(inputs: &Inputs<'_>) -> Result<(), String> {
         && !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     {
         return Err(format!("'{name}' is not the name of a CPU model"));
-    }
-    if let Some(version) = &spec.machine_version
-        && version.parse::<MachineVersion>().is_err()
-    {
-        return Err(format!("'{version}' is not a version of a machine, such as 7.2"));
     }
     let (taps, nics) = (inputs.fds.taps.len(), spec.nics.len());
     if taps != nics {

@@ -48,7 +48,7 @@ struct Kept {
 const VERSION: u32 = 1;
 
 /// The facts: kept ones where nothing has changed, else QEMU's answer.
-pub fn facts(ask: &Ask<'_>, kept_at: &Path) -> Result<HardwareFacts, String> {
+pub fn of_qemu(ask: &Ask<'_>, kept_at: &Path) -> Result<HardwareFacts, String> {
     let origin = origin(ask)?;
     if let Some(kept) = read(kept_at)
         && kept.origin == origin
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn qemu_says_what_it_emulates() {
         let dir = tempfile::tempdir().unwrap();
-        let found = facts(&ask(Path::new("/usr/bin/qemu-system-x86_64")), &dir.path().join("f"));
+        let found = of_qemu(&ask(Path::new("/usr/bin/qemu-system-x86_64")), &dir.path().join("f"));
         let found = found.unwrap();
         assert_eq!(found.class, CpuClass::Tcg);
         // The model of decision 0022, whole; and one that needs what TCG has not.
@@ -144,18 +144,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (program, runs) = counted(dir.path());
         let kept = dir.path().join("facts.json");
-        let first = facts(&ask(&program), &kept).unwrap();
-        assert_eq!(facts(&ask(&program), &kept).unwrap(), first);
+        let first = of_qemu(&ask(&program), &kept).unwrap();
+        assert_eq!(of_qemu(&ask(&program), &kept).unwrap(), first);
         assert_eq!(runs(), 1);
         // Another file under the same name, as an upgrade puts it there.
         let upgraded = dir.path().join("new");
         fs::copy(&program, &upgraded).unwrap();
         fs::rename(&upgraded, &program).unwrap();
-        assert_eq!(facts(&ask(&program), &kept).unwrap(), first);
+        assert_eq!(of_qemu(&ask(&program), &kept).unwrap(), first);
         assert_eq!(runs(), 2);
         // What was kept is damaged.
         fs::write(&kept, "{").unwrap();
-        assert_eq!(facts(&ask(&program), &kept).unwrap(), first);
+        assert_eq!(of_qemu(&ask(&program), &kept).unwrap(), first);
         assert_eq!(runs(), 3);
     }
 
@@ -168,7 +168,7 @@ mod tests {
             fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
             let ask = Ask { limit, ..ask(&program) };
-            let error = facts(&ask, &dir.path().join("facts.json")).unwrap_err();
+            let error = of_qemu(&ask, &dir.path().join("facts.json")).unwrap_err();
             assert!(error.contains(expect), "{error}");
             assert!(!dir.path().join("facts.json").exists());
         };
