@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::hardware::HardwareFacts;
 use crate::ids::{DatastoreId, HostId};
 use crate::meta::Meta;
 use crate::task::Problem;
@@ -15,6 +16,18 @@ use crate::units::{Bytes, Vcpus};
 pub struct Host {
     pub id: HostId,
     pub meta: Meta,
+    /// It is to be empty of running VMs, and to stay so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// Maintenance: running VMs are moved away, and none is placed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub since: Timestamp,
+    /// Disks that only this server reaches move along; otherwise their VMs stay.
+    #[serde(default)]
+    pub move_local_disks: bool,
 }
 
 /// What a server's daemon found there at its start, and what is wrong there now.
@@ -30,6 +43,9 @@ pub struct HostStatus {
     pub capacity: HostCapacity,
     pub qemu: QemuInfo,
     pub kvm: KvmVerdict,
+    /// What its QEMU can give a guest; none where QEMU could not be asked.
+    #[serde(default)]
+    pub hardware: Option<HardwareFacts>,
     pub cgroups: String,
     /// What keeps the server from doing its work in full; empty when all is well.
     #[serde(default)]

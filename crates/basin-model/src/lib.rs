@@ -14,6 +14,7 @@
 
 pub mod cluster;
 pub mod datastore;
+pub mod hardware;
 pub mod host;
 pub mod ids;
 pub mod image;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use basin_model::hardware::HardwareFacts;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId};
 
@@ -25,6 +26,7 @@ pub struct NodeConfig {
     /// At most this much is kept of other servers' images; a quarter of the state
     /// directory's file system when absent.
     pub image_cache: Option<Bytes>,
+    pub hardware: Option<HardwareFacts>,
 }
 
 /// Who serves disks.

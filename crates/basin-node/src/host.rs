@@ -22,6 +22,7 @@ pub fn status(config: &NodeConfig) -> io::Result<HostStatus> {
         capacity: config.slice.unwrap_or_else(whole_server),
         qemu: config.qemu.clone(),
         kvm: config.kvm.clone(),
+        hardware: config.hardware.clone(),
         cgroups: cgroups(),
         conditions: Vec::new(),
         shared_datastores: Default::default(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use basin_model::hardware::MachineVersion;
 use basin_model::vm::{CpuModel, Machine as MachineType, QemuProcess};
 use basin_model::{Bytes, Generation, MacAddr, Vcpus, VmId};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,10 @@ pub struct MachineSpec {
     pub memory: Bytes,
     pub cpu_model: CpuModel,
     pub machine: MachineType,
+    /// Such as `7.2` for `pc-q35-7.2`, so that the guest may move to another QEMU. None:
+    /// the newest that QEMU has, and for a microvm always, which has no versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_version: Option<MachineVersion>,
     pub boot: BootSpec,
     /// In boot order.
     pub disks: Vec<DiskSpec>,

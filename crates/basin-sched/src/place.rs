@@ -1,6 +1,7 @@
 //! Pure. Which server a VM starts on: it must fit, and the least loaded wins.
 
 use std::collections::BTreeMap;
+use std::cmp::Ordering;
 use std::fmt;
 
 use basin_model::host::HostCapacity;
@@ -27,6 +28,8 @@ pub struct Candidate {
     pub committed: Bytes,
     /// Why no VM can start there at all, when none can.
     pub unusable: Option<String>,
+    /// It is being emptied for maintenance, and stays empty.
+    pub draining: bool,
 }
 
 /// Why a server was not chosen.
@@ -35,6 +38,7 @@ pub enum Reason {
     Unusable(String),
     /// It does not reach the VM's disks.
     CutOff(String),
+    Draining,
     TooFewCpus {
         needed: Vcpus,
         there: Vcpus,
@@ -55,6 +59,7 @@ impl fmt::Display for Reason {
         match self {
             Reason::Unusable(why) => write!(f, "it cannot run VMs: {why}"),
             Reason::CutOff(why) => f.write_str(why),
+            Reason::Draining => f.write_str("it is being drained ('basin host undrain' ends that)"),
             Reason::TooFewCpus { needed, there } => {
                 write!(f, "{needed} vCPUs are more than its {there} CPUs")
             }
@@ -86,6 +91,15 @@ pub fn overhead(memory: Bytes, emulated: bool) -> Bytes {
     Bytes::mib(48) + Bytes(memory.get() / 128) + translated
 }
 
+/// Orders servers by the committed share of their memory; ties go by id. Compared as
+/// products: a/b < c/d without the rounding of a division.
+pub fn fuller(a: &Candidate, b: &Candidate) -> Ordering {
+    let share = |x: &Candidate, y: &Candidate| {
+        u128::from(x.committed.get()) * u128::from(y.capacity.memory.get())
+    };
+    share(a, b).cmp(&share(b, a)).then(a.host.cmp(&b.host))
+}
+
 /// Chooses the server with the largest free share of its memory; ties go to the
 /// lowest id, so that the same snapshot always gives the same answer.
 pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
@@ -95,6 +109,9 @@ pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
         }
         if let Some(why) = demand.cut_off.get(&c.host) {
             return Err(Reason::CutOff(why.clone()));
+        }
+        if c.draining {
+            return Err(Reason::Draining);
         }
         if demand.vcpus > c.capacity.cpus {
             return Err(Reason::TooFewCpus { needed: demand.vcpus, there: c.capacity.cpus });
@@ -106,13 +123,6 @@ pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
             return Err(Reason::TooLittleMemory { needed, free, there });
         }
         Ok(())
-    };
-    // Compared as products: a/b < c/d without the rounding of a division.
-    let fuller = |a: &Candidate, b: &Candidate| {
-        let share = |x: &Candidate, y: &Candidate| {
-            u128::from(x.committed.get()) * u128::from(y.capacity.memory.get())
-        };
-        share(a, b).cmp(&share(b, a)).then(a.host.cmp(&b.host))
     };
     let chosen = candidates.iter().filter(|c| fits(c).is_ok()).min_by(|a, b| fuller(a, b));
     let others = candidates
@@ -145,6 +155,7 @@ mod tests {
             emulated: false,
             committed: Bytes::gib(committed_gib),
             unusable: None,
+            draining: false,
         }
     }
 
@@ -195,6 +206,16 @@ mod tests {
         let tied = Demand { cut_off: [(host(1), why.to_owned())].into(), ..demand(1) };
         check(&tied, &[candidate(1, 8, 0)], Err(&["srv1: datastore 'fast' is on srv2"]));
         check(&tied, &[candidate(1, 8, 0), candidate(2, 8, 7), candidate(3, 8, 6)], Ok(3));
+    }
+
+    #[test]
+    fn a_server_that_is_drained_takes_nothing() {
+        let drained = Candidate { draining: true, ..candidate(4, 64, 0) };
+        check(
+            &demand(1),
+            &[drained],
+            Err(&["srv4: it is being drained ('basin host undrain' ends that)"]),
+        );
     }
 
     proptest! {

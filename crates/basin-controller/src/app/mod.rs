@@ -5,11 +5,13 @@
 //! changed, and decided anew when something has.
 
 pub mod auth;
+pub mod baseline;
 pub mod bootstrap;
 pub mod datastores;
 pub mod hosts;
 pub mod images;
 pub mod inventory;
+pub mod moves;
 pub mod networks;
 pub mod nodes;
 pub mod problems;

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 
 use super::inventory::Snapshot;
 use super::vms::committed_memory;
-use super::{App, problems};
 use crate::intake::reach::{When, reachable_from};
+use super::{App, baseline, problems};
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_power_change::{Change, VmPowerChange};
 use crate::workflows::vm_power_on::VmPowerOn;
@@ -130,10 +130,12 @@ fn unlocked(vm: &Versioned<Vm>) -> TxnBuilder {
     TxnBuilder::new().require_absent(keys::lock(Kind::Vm, vm.value.id))
 }
 
-/// The VM as it is to run: placed, in a new epoch; and the transaction for it.
+/// The VM as it is to run: placed, in a new epoch, with what its guest will see; and the transaction for it.
 pub fn power_on(vm: &Versioned<Vm>, snapshot: &Snapshot) -> Result<(Vm, TxnBuilder), Problem> {
     let mut wanted = vm.value.clone();
-    wanted.placement = Some(placement(&vm.value, snapshot)?);
+    let placement = placement(&vm.value, snapshot)?;
+    wanted.placement = Some(placement);
+    wanted.hardware = baseline::hardware(&wanted, placement.host, snapshot);
     wanted.run.power = Power::Running;
     wanted.run.epoch += 1;
     let mut txn = unlocked(vm).replace(vm, &wanted);
@@ -188,7 +190,16 @@ pub fn candidates(snapshot: &Snapshot, leave_out: impl Fn(VmId) -> bool) -> Vec<
             };
             let name = host.meta.name.to_string();
             let capacity = status.capacity;
-            Some(Candidate { host: host.id, name, capacity, emulated, committed, unusable })
+            let draining = host.drain.is_some();
+            Some(Candidate {
+                host: host.id,
+                name,
+                capacity,
+                emulated,
+                committed,
+                unusable,
+                draining,
+            })
         })
         .collect()
 }

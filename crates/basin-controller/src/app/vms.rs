@@ -76,7 +76,9 @@ fn fits(vm: &Vm, now: bool, snapshot: &Snapshot) -> Result<(), Problem> {
     let mut candidates = vm_power::candidates(snapshot, |_| !now);
     if !now {
         // A server that is not in order today may be so tomorrow.
-        candidates.iter_mut().for_each(|c| c.unusable = None);
+        for candidate in &mut candidates {
+            (candidate.unusable, candidate.draining) = (None, false);
+        }
     }
     if candidates.is_empty() {
         return Ok(());

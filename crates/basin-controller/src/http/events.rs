@@ -20,7 +20,7 @@ use super::convert;
 use super::extract::Pairs;
 use super::{ApiError, Context};
 use crate::app::inventory::Snapshot;
-use crate::app::{problems, store_problem};
+use crate::app::{baseline, problems, store_problem};
 
 const KINDS: [&str; 8] = ["vm", "volume", "image", "datastore", "network", "host", "task", "token"];
 
@@ -175,7 +175,10 @@ fn object(kind: Kind, id: &str, snapshot: &Snapshot) -> Option<serde_json::Value
             json(convert::datastore::datastore(snapshot.datastore(id).ok()?, None, snapshot))
         }
         Kind::Network => json(convert::network::network(snapshot.network(id).ok()?, snapshot)),
-        Kind::Host => json(convert::host::host(snapshot.host(id).ok()?, snapshot)),
+        Kind::Host => {
+            let host = snapshot.host(id).ok()?;
+            json(convert::host::host(host, snapshot, &baseline::of(snapshot)))
+        }
         Kind::Task => json(convert::task::task(snapshot.task(id).ok()?)),
         Kind::Token => json(convert::token::token(snapshot.token(id).ok()?)),
         Kind::Workflow | Kind::VmStatus | Kind::HostStatus | Kind::Alive => None,

@@ -13,6 +13,7 @@ use super::convert;
 use super::etag::{IfMatch, Tagged};
 use super::extract::{Answer, Body};
 use super::{ApiError, Context};
+use crate::app::baseline;
 
 pub fn routes() -> OpenApiRouter<Context> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(show, patch))
@@ -23,7 +24,9 @@ pub fn routes() -> OpenApiRouter<Context> {
     responses((status = 200, body = List<Host>), (status = "default", body = Problem)))]
 async fn list(_: Allow<View>, State(context): State<Context>) -> Answer<List<Host>> {
     let snapshot = context.app.inventory().read();
-    let items = snapshot.hosts.values().map(|h| convert::host::host(h, &snapshot)).collect();
+    let baselines = baseline::of(&snapshot);
+    let hosts = snapshot.hosts.values();
+    let items = hosts.map(|h| convert::host::host(h, &snapshot, &baselines)).collect();
     Ok(Json(List { items, revision: snapshot.revision.0 }))
 }
 
@@ -39,7 +42,7 @@ async fn show(
     let (mut host, id) = {
         let snapshot = context.app.inventory().read();
         let record = snapshot.host(&reference)?;
-        (convert::host::host(record, &snapshot), record.value.id)
+        (convert::host::host(record, &snapshot, &baseline::of(&snapshot)), record.value.id)
     };
     if let Some(status) = &mut host.status
         && let Ok(node) = context.app.nodes().get(id)
@@ -65,5 +68,6 @@ async fn patch(
     let id = context.app.patch_host(&reference, &patch, expected).await?;
     let snapshot = context.app.inventory().read();
     let record = snapshot.host(&id.to_string())?;
-    Ok(Tagged(convert::host::host(record, &snapshot), record.revision.0))
+    let host = convert::host::host(record, &snapshot, &baseline::of(&snapshot));
+    Ok(Tagged(host, record.revision.0))
 }

@@ -140,7 +140,7 @@ async fn hosts(context: &Context, registry: &mut Registry) {
     let usage = node.usage().await;
     let snapshot = context.app.inventory().read();
     for record in snapshot.hosts.values() {
-        let host = convert::host::host(record, &snapshot);
+        let host = convert::host::host(record, &snapshot, &[]);
         let labels = HostLabels { host: host.meta.name };
         committed.get_or_create(&labels).set(clamp(host.committed.memory_bytes));
         if let Some(status) = host.status {

@@ -87,6 +87,7 @@ impl DataCentre {
             kvm: KvmVerdict { usable: false, reason: "fake".into() },
             peers: Arc::new(Alone),
             image_cache: None,
+            hardware: Some(basin_qemu::fake::hardware_facts()),
         };
         let engine = Arc::new(machines.engine());
         let node = LocalNode::start(config, store.clone(), engine, fabric.clone()).await.unwrap();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use basin_blockd::control::{Export, Layer};
 use basin_model::image::ImageKind;
-use basin_model::vm::{Boot, Placement, Vm};
+use basin_model::vm::{Boot, CpuModel, Placement, Vm};
 use basin_model::{Generation, NicId, VmId};
 use basin_net::Fabric;
 use basin_qemu::{BootSpec, CdromSpec, DiskSpec, Engine, Machine, MachineSpec, NicSpec};
@@ -216,8 +216,9 @@ impl Parts {
             name: vm.meta.name.to_string(),
             vcpus: vm.spec.vcpus,
             memory: vm.spec.memory,
-            cpu_model: vm.spec.cpu_model.clone(),
+            cpu_model: cpu_model(vm),
             machine: vm.spec.machine,
+            machine_version: vm.hardware.as_ref().and_then(|h| h.machine_version),
             boot: plan.boot,
             disks: plan.note.exports.iter().map(disk).collect(),
             cdroms,
@@ -265,6 +266,14 @@ impl Parts {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_failed("remove", &path, &e)),
             _ => Ok(()),
         }
+    }
+}
+
+/// What the start fixed; without it, QEMU's own choice of today.
+fn cpu_model(vm: &Vm) -> CpuModel {
+    match &vm.hardware {
+        Some(hardware) => CpuModel::Named(hardware.cpu.clone()),
+        None => vm.spec.cpu_model.clone(),
     }
 }
 

@@ -92,6 +92,7 @@ impl Server {
             kvm: KvmVerdict { usable: false, reason: "a fake has none".into() },
             peers: Arc::new(Alone),
             image_cache: None,
+            hardware: None,
         }
     }
 
@@ -129,6 +130,7 @@ impl Server {
             },
             run: Run { power: OFF, epoch: 0, resets: 0 },
             placement: Some(Placement { host: self.host, generation: Generation(1) }),
+            hardware: None,
         }
     }
 

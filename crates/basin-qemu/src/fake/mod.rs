@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use basin_model::VmId;
+use basin_model::hardware::{CpuClass, CpuModels, HardwareFacts, MachineVersion};
 
 use crate::engine::{Adopted, Engine, EngineError, Machine, MachineSpec, MachineState};
 
@@ -122,6 +123,17 @@ impl FakeWorld {
 
     fn remove(&self, vm: VmId) {
         self.state().machines.remove(&vm);
+    }
+}
+
+/// What fake machines can be: as QEMU 7.2 emulates, as far as Basin asks for it.
+pub fn hardware_facts() -> HardwareFacts {
+    let models = ["Nehalem-v1", "qemu64-v1"].map(|model| (model.to_owned(), Vec::new()));
+    let aliases = ["Nehalem", "qemu64"].map(|name| (name.to_owned(), format!("{name}-v1")));
+    HardwareFacts {
+        class: CpuClass::Tcg,
+        cpus: CpuModels::new(models, aliases.into()),
+        q35: vec![MachineVersion::new(7, 2)],
     }
 }
 

@@ -9,6 +9,7 @@ mod binary;
 pub mod cgroup;
 mod cmdline;
 mod events;
+mod facts;
 mod files;
 mod firmware;
 mod images;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use basin_model::VmId;
+use basin_model::hardware::HardwareFacts;
 use basin_model::host::{KvmVerdict, QemuInfo};
 
 use crate::engine::{Adopted, BootSpec, Engine, EngineError, Machine, MachineSpec};
@@ -96,6 +98,7 @@ struct Inner {
     info: QemuInfo,
     kvm: KvmVerdict,
     accelerator: Accelerator,
+    facts: Option<HardwareFacts>,
     kvm_group: Option<u32>,
     tsc_khz: Option<u32>,
     cgroups: Cgroups,
@@ -134,6 +137,11 @@ impl QemuEngine {
         self.inner.accelerator
     }
 
+    /// What QEMU can give a guest here; none where it could not be asked.
+    pub fn hardware_facts(&self) -> Option<&HardwareFacts> {
+        self.inner.facts.as_ref()
+    }
+
     /// The cgroups of this daemon's machines.
     pub fn cgroups(&self) -> &Cgroups {
         &self.inner.cgroups
@@ -155,6 +163,21 @@ impl Inner {
             AcceleratorChoice::Auto if kvm.usable => Accelerator::Kvm,
             _ => Accelerator::Tcg,
         };
+        let kvm_group = probe::kvm_group();
+        let facts = match &info {
+            QemuInfo::Usable { path, .. } => {
+                let ask = facts::Ask {
+                    program: Path::new(path),
+                    accelerator,
+                    kvm_group,
+                    limit: config.start_limit,
+                };
+                facts::of_qemu(&ask, &config.state_dir.join("qemu-facts.json"))
+                    .inspect_err(|why| tracing::warn!("QEMU does not say what it can do: {why}"))
+                    .ok()
+            }
+            QemuInfo::Unusable { .. } => None,
+        };
         let cgroups =
             files::doing(Cgroups::open(&config.cgroup_name), || "set up cgroups".to_owned())?;
         let vms = config.state_dir.join("vms");
@@ -165,7 +188,8 @@ impl Inner {
             info,
             kvm,
             accelerator,
-            kvm_group: probe::kvm_group(),
+            facts,
+            kvm_group,
             tsc_khz: tsc::frequency_khz(),
             cgroups,
             uids,

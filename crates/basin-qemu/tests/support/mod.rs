@@ -63,6 +63,7 @@ impl Server {
             memory: Bytes::mib(32),
             cpu_model: CpuModel::Auto,
             machine,
+            machine_version: None,
             boot: BootSpec::Kernel {
                 kernel: self.guest_file(),
                 initrd: None,

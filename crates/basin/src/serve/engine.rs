@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use basin_model::hardware::HardwareFacts;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::{Fabric, Instance, LinuxFabric, NetConfig};
@@ -47,10 +48,11 @@ async fn real(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let launcher = BlockdLauncher { program, args: vec!["blockd".to_owned()] };
     let (qemu, kvm) = (engine.info().clone(), engine.kvm().clone());
+    let hardware = engine.hardware_facts().cloned();
     if let QemuInfo::Unusable { reason } = &qemu {
         tracing::warn!("this server cannot run VMs: {reason}");
     }
-    let node = node(args, host, BlockdMode::Process(launcher), qemu, kvm);
+    let node = node(args, host, BlockdMode::Process(launcher), qemu, kvm, hardware);
     Ok(Parts { node, engine: Arc::new(engine), fabric: Arc::new(fabric) })
 }
 
@@ -58,7 +60,7 @@ fn fake(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     let disks = BlockdMode::Given(Arc::new(FakeDisks::default()));
     let qemu = QemuInfo::Usable { path: "fake".to_owned(), version: "0".to_owned() };
     let kvm = KvmVerdict { usable: false, reason: "the fake engine needs none".to_owned() };
-    let node = node(args, host, disks, qemu, kvm);
+    let node = node(args, host, disks, qemu, kvm, Some(basin_qemu::fake::hardware_facts()));
     let engine = FakeWorld::with_dir(args.state_dir.join("fake")).engine();
     Ok(Parts {
         node,
@@ -73,6 +75,7 @@ fn node(
     blockd: BlockdMode,
     qemu: QemuInfo,
     kvm: KvmVerdict,
+    hardware: Option<HardwareFacts>,
 ) -> NodeConfig {
     NodeConfig {
         host,
@@ -84,6 +87,7 @@ fn node(
         kvm,
         peers: Arc::new(Alone),
         image_cache: None,
+        hardware,
     }
 }
 

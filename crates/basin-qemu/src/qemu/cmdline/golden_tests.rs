@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use basin_model::hardware::MachineVersion;
 use basin_model::vm::{CpuModel, Machine};
 use basin_model::{Bytes, Generation, Vcpus, VmId};
 
@@ -17,6 +18,7 @@ fn spec(machine: Machine, boot: BootSpec, disks: usize, nics: usize, cdroms: usi
         memory: Bytes::mib(512),
         cpu_model: CpuModel::Auto,
         machine,
+        machine_version: None,
         boot,
         disks: (0..disks)
             .map(|n| DiskSpec { socket: format!("/run/b/{n}.sock").into(), queues: 2 })
@@ -86,6 +88,10 @@ fn command_lines() {
     let mut named = spec(Q35, BootSpec::Bios, 0, 0, 0);
     named.cpu_model = CpuModel::Named("EPYC-v3".to_owned());
     check("q35-named-cpu", &named, Tcg, false);
+    let mut fixed = spec(Q35, BootSpec::Bios, 1, 0, 0);
+    fixed.cpu_model = CpuModel::Named("Skylake-Server-v5".to_owned());
+    fixed.machine_version = Some(MachineVersion::new(7, 2));
+    check("q35-fixed", &fixed, Kvm, false);
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn machine(args: &mut Args, inputs: &Inputs<'_>) {
     let spec = inputs.spec;
     let machine = match spec.machine {
         // graphics=off brings the firmware's output to the serial line.
-        Machine::Q35 => Opts::new("q35").kv("vmport", "off").kv("graphics", "off"),
+        Machine::Q35 => Opts::new(q35(spec)).kv("vmport", "off").kv("graphics", "off"),
         // acpi: virtio-mmio devices are found without a kernel parameter, and the guest
         // can be powered off. pit and pic are legacy no ACPI kernel needs.
         Machine::Microvm => Opts::new("microvm")
@@ -160,6 +160,13 @@ fn machine(args: &mut Args, inputs: &Inputs<'_>) {
         // A suspended guest looks dead to everything around it.
         args.raw("-global", "ICH9-LPC.disable_s3=1");
         args.raw("-global", "ICH9-LPC.disable_s4=1");
+    }
+}
+
+fn q35(spec: &MachineSpec) -> String {
+    match &spec.machine_version {
+        Some(version) => format!("pc-q35-{version}"),
+        None => "q35".to_owned(),
     }
 }
 
