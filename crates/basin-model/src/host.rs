@@ -1,5 +1,7 @@
 //! Servers.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,12 @@ use crate::units::{Bytes, Vcpus};
 pub struct Host {
     pub id: HostId,
     pub meta: Meta,
+    /// Where other servers reach it; absent while it belongs to no cluster.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// The port of its API there, where it is not the usual one.
+    #[serde(default)]
+    pub api_port: Option<u16>,
 }
 
 /// What a server's daemon found there at its start, and what is wrong there now.
