@@ -1,6 +1,7 @@
 //! Volumes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use basin_api::reference::MetaPatch;
 use basin_api::volume::VolumeCreate;
@@ -9,7 +10,9 @@ use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, Task};
 use basin_model::volume::{Volume, VolumeState};
 use basin_model::{Bytes, DatastoreId, VolumeId};
+use basin_node::NodeApi;
 use basin_store::Revision;
+use futures::future::join_all;
 
 use super::inventory::Snapshot;
 use super::{App, problems, unchanged};
@@ -29,15 +32,11 @@ impl App {
             let snapshot = self.inventory().read();
             snapshot.datastores.values().map(|d| (d.value.id, d.value.host)).collect()
         };
-        let mut capacities = Capacities::new();
-        for (id, host) in datastores {
-            if let Ok(node) = self.nodes().get(host)
-                && let Ok(capacity) = node.capacity(id).await
-            {
-                capacities.insert(id, capacity);
-            }
-        }
-        capacities
+        let asked = datastores.into_iter().map(|(id, host)| async move {
+            let ask = |node: Arc<dyn NodeApi>| async move { node.capacity(id).await };
+            Some((id, self.nodes().figures(host, ask).await.ok()?))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     pub async fn create_volume(&self, request: &VolumeCreate) -> Result<Task, Problem> {

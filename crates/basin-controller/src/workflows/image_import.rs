@@ -7,9 +7,12 @@
 //! | fetch | reads, checks and stores the content               | deleting the file |
 //! | end   | `ready`, with what was found; or the record goes   |                   |
 
+use std::sync::Arc;
+
 use basin_model::image::{Image, ImageContent, ImageState};
 use basin_model::keys;
 use basin_model::task::Problem;
+use basin_node::NodeApi;
 use basin_storage::{ImportRequest, ImportSource};
 use basin_store::records::TxnBuilder;
 use serde::{Deserialize, Serialize};
@@ -61,10 +64,10 @@ impl ImageImport {
 }
 
 /// The server that has the image's datastore.
-pub(super) fn datastore_node<'a>(
+pub(super) fn datastore_node(
     image: &Image,
-    cx: &'a StepContext<Services>,
-) -> Result<&'a dyn basin_node::NodeApi, Problem> {
+    cx: &StepContext<Services>,
+) -> Result<Arc<dyn NodeApi>, Problem> {
     let host = {
         let snapshot = cx.services.inventory.read();
         snapshot.datastores.get(&image.datastore).map(|d| d.value.host)

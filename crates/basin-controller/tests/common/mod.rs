@@ -111,6 +111,11 @@ impl DataCentre {
         }
     }
 
+    /// The API, to be served.
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+
     pub async fn close(self) {
         self.app.workflows.stop().await;
         self.node.shutdown().await;
