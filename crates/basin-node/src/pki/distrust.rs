@@ -25,8 +25,8 @@ pub enum Distrust {
     OtherHost { expected: HostId, found: HostId },
     #[error("names no server of Basin")]
     NoHost,
-    #[error("is that of server {0}, which was removed from the cluster")]
-    Removed(HostId),
+    #[error("is that of a server which was removed from the cluster")]
+    Removed,
     #[error("cannot be read: {0}")]
     Unreadable(String),
     #[error("is not for this use")]
@@ -57,7 +57,7 @@ impl Distrust {
                 "check the address that the cluster has for this server ('basin host show'): \
                  another one has it now"
             }
-            Distrust::Removed(_) => {
+            Distrust::Removed => {
                 "nothing, if that was meant; a removed server comes back by a new 'basin join'"
             }
             Distrust::Unreadable(_) | Distrust::Other(_) => {
@@ -70,7 +70,7 @@ impl Distrust {
     /// in that word, so that the other end can tell its people.
     pub(super) fn into_rustls(self) -> rustls::Error {
         let error = match self {
-            Distrust::Removed(_) => CertificateError::Revoked,
+            Distrust::Removed => CertificateError::Revoked,
             Distrust::Foreign => CertificateError::UnknownIssuer,
             Distrust::Unreadable(_) => CertificateError::BadEncoding,
             other => CertificateError::Other(OtherError(Arc::new(other))),
@@ -87,6 +87,7 @@ impl Distrust {
                 Distrust::NotYet { from: stamp(*not_before), now: stamp(*time) }
             }
             CertificateError::UnknownIssuer | CertificateError::BadSignature => Distrust::Foreign,
+            CertificateError::Revoked => Distrust::Removed,
             CertificateError::BadEncoding => Distrust::Unreadable("it is damaged".to_owned()),
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 Distrust::Purpose

@@ -72,7 +72,7 @@ impl ServerCertVerifier for ServerCheck {
                 Err(Distrust::OtherHost { expected: *host, found }.into_rustls())
             }
             Expect::Host { admit, .. } if !admit(found) => {
-                Err(Distrust::Removed(found).into_rustls())
+                Err(Distrust::Removed.into_rustls())
             }
             _ => Ok(ServerCertVerified::assertion()),
         }
@@ -157,7 +157,7 @@ impl ClientCertVerifier for ClientCheck {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(own, chain, now)?;
         let host = host_of(own)?;
-        if (self.admit)(host) { Ok(verified) } else { Err(Distrust::Removed(host).into_rustls()) }
+        if (self.admit)(host) { Ok(verified) } else { Err(Distrust::Removed.into_rustls()) }
     }
 
     fn verify_tls12_signature(

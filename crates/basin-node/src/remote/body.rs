@@ -30,11 +30,6 @@ impl Feed {
         self.0.send(Some(bytes)).await.map_err(|_| Unread)
     }
 
-    /// Returns once nobody reads the body any more.
-    pub async fn unread(&self) {
-        self.0.closed().await;
-    }
-
     pub async fn end(self) {
         // Nobody reading is as good as having read all.
         let _ = self.0.send(None).await;

@@ -38,9 +38,13 @@ pub(super) const UNKNOWN: &str = "unknown-method";
 impl Peer {
     /// Asks a method of the server's node.
     pub(super) async fn call<M: Method>(&self, method: M) -> Result<M::Answer, NodeError> {
-        let body = encode(&method);
-        let request = post(M::NAME, full(body));
-        let (response, noted) = self.send_noting(request).await?;
+        let body = Bytes::from(encode(&method));
+        let ask = || self.try_send(post(M::NAME, full(body.clone())));
+        let (response, noted) = match ask().await {
+            // Whatever a node is asked may be asked twice.
+            Err(lost) if lost.stale => ask().await.map_err(|lost| lost.error)?,
+            answered => answered.map_err(|lost| lost.error)?,
+        };
         self.answer(M::NAME, response, &noted).await
     }
 

@@ -59,8 +59,14 @@ impl Peer {
         };
         let (said, output) = mpsc::channel(64);
         let (input, typed) = mpsc::channel(16);
-        tokio::spawn(say(self.clone(), body, rest, noted, said));
-        tokio::spawn(write(typed, feed));
+        let peer = self.clone();
+        tokio::spawn(async move {
+            // Both ends at once: HTTP/2 takes a stream for open while either half is.
+            tokio::select! {
+                () = say(peer, body, rest, noted, said) => {}
+                () = write(typed, feed) => {}
+            }
+        });
         Ok(ConsoleLink { history, output, input })
     }
 
@@ -115,20 +121,15 @@ async fn say(
     }
 }
 
-/// Passes on what is typed. The last writer's going does not close the console.
+/// Passes on what is typed. The last writer's going does not close the console, nor
+/// does the other end's reading no more: what the console says decides.
 async fn write(mut typed: mpsc::Receiver<Vec<u8>>, feed: Feed) {
-    loop {
-        tokio::select! {
-            bytes = typed.recv() => {
-                let Some(bytes) = bytes else { break };
-                if feed.send(bytes.into()).await.is_err() {
-                    return;
-                }
-            }
-            () = feed.unread() => return,
+    while let Some(bytes) = typed.recv().await {
+        if feed.send(bytes.into()).await.is_err() {
+            break;
         }
     }
-    feed.unread().await;
+    std::future::pending().await
 }
 
 pub(super) async fn handle(

@@ -2,6 +2,7 @@
 //! every step forward and one for the end. Closing the request asks to cancel; the
 //! last line then says how that went. A lost connection cancels as well.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +11,12 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use basin_model::Bytes as Size;
 use basin_storage::Progress;
-use futures::{Stream, stream};
+use futures::Stream;
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::body::feed;
@@ -166,53 +168,44 @@ pub(super) async fn handle<M: LongMethod>(State(served): State<Served>, body: Bo
     Body::from_stream(report::<M::Answer>(work, told, guard)).into_response()
 }
 
-enum Stage<A> {
-    Running(JoinHandle<Result<A, NodeError>>),
-    Over(Box<Line<A>>),
-    End,
-}
-
 /// The lines of an answer. Dropped before its end, it cancels the work.
 fn report<A: Serialize + Send + 'static>(
-    work: JoinHandle<Result<A, NodeError>>,
-    told: watch::Receiver<How>,
+    mut work: JoinHandle<Result<A, NodeError>>,
+    mut told: watch::Receiver<How>,
     guard: DropGuard,
-) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> {
-    let start = (Stage::Running(work), told, guard);
-    stream::unfold(start, |(mut stage, mut told, guard)| async move {
-        loop {
-            match stage {
-                Stage::Running(mut work) => {
-                    let over = tokio::select! {
-                        biased;
-                        over = &mut work => over,
-                        Ok(()) = told.changed() => {
-                            let (done, total) = *told.borrow_and_update();
-                            let line = text(&Line::<()>::Progress { done, total });
-                            // What comes meanwhile is told together.
-                            if let Ok(over) = tokio::time::timeout(TELL_EVERY, &mut work).await {
-                                stage = Stage::Over(Box::new(last(over)));
-                            } else {
-                                stage = Stage::Running(work);
-                            }
-                            return Some((Ok(line), (stage, told, guard)));
-                        }
-                    };
-                    stage = Stage::Over(Box::new(last(over)));
-                }
-                Stage::Over(line) => {
-                    // How far it came at last goes before how it ended.
-                    if told.has_changed().unwrap_or(false) {
-                        let (done, total) = *told.borrow_and_update();
-                        let text = text(&Line::<()>::Progress { done, total });
-                        return Some((Ok(text), (Stage::Over(line), told, guard)));
-                    }
-                    return Some((Ok(text(&*line)), (Stage::End, told, guard)));
-                }
-                Stage::End => return None,
+) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    let (lines, written) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let _guard = guard;
+        let mut before: How = (Size::ZERO, None);
+        let over = loop {
+            tokio::select! {
+                biased;
+                over = &mut work => break over,
+                Ok(()) = told.changed() => before = *told.borrow_and_update(),
+                () = lines.closed() => return,
             }
+            if lines.send(Ok(progress_line(before))).await.is_err() {
+                return;
+            }
+            // What comes meanwhile is told together.
+            if let Ok(over) = tokio::time::timeout(TELL_EVERY, &mut work).await {
+                break over;
+            }
+        };
+        // How far it came at last goes before how it ended.
+        let now = *told.borrow();
+        if now != before && lines.send(Ok(progress_line(now))).await.is_err() {
+            return;
         }
-    })
+        // Whoever hung up does not want to know.
+        let _ = lines.send(Ok(text(&last(over)))).await;
+    });
+    ReceiverStream::new(written)
+}
+
+fn progress_line((done, total): How) -> Bytes {
+    text(&Line::<()>::Progress { done, total })
 }
 
 fn last<A>(over: Result<Result<A, NodeError>, tokio::task::JoinError>) -> Line<A> {

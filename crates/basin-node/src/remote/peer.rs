@@ -103,6 +103,13 @@ struct Open {
     noted: Noted,
 }
 
+/// A request that got no answer.
+pub(super) struct Lost {
+    pub error: NodeError,
+    /// The connection was from before, and may have ended meanwhile.
+    pub stale: bool,
+}
+
 impl Peer {
     /// A server of a cluster that this one does not belong to, at `HOST:PORT`: any,
     /// if it is of the CA that a join token names. Shows no certificate.
@@ -127,21 +134,32 @@ impl Peer {
         &self,
         request: Request<PeerBody>,
     ) -> Result<(Response<Incoming>, Noted), NodeError> {
-        let mut request = self.addressed(request)?;
-        let mut again = true;
+        self.try_send(request).await.map_err(|lost| lost.error)
+    }
+
+    /// As [`Peer::send_noting`]; tells also whether asking again may help.
+    pub(super) async fn try_send(
+        &self,
+        request: Request<PeerBody>,
+    ) -> Result<(Response<Incoming>, Noted), Lost> {
+        let finally = |error| Lost { error, stale: false };
+        let mut request = self.addressed(request).map_err(finally)?;
         loop {
-            let mut open = self.open().await.map_err(|e| unreachable(&self.server, &e))?;
+            let opened = self.open().await;
+            let (mut open, used) =
+                opened.map_err(|e| finally(unreachable(&self.server, &e)))?;
             match open.sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, open.noted)),
                 Err(mut failed) => {
                     self.close(&open).await;
                     match failed.take_message() {
-                        // It broke before the request was on its way.
-                        Some(unsent) if again && open.noted.get().is_none() => {
-                            request = unsent;
-                            again = false;
+                        // The connection had ended before. A new one tells more.
+                        Some(unsent) if used => request = unsent,
+                        _ => {
+                            let stale = used && !failed.error().is_timeout();
+                            let error = self.broken(&open.noted, failed.error());
+                            return Err(Lost { error, stale });
                         }
-                        _ => return Err(self.broken(&open.noted, failed.error())),
                     }
                 }
             }
@@ -199,8 +217,8 @@ impl Peer {
         }
     }
 
-    /// The connection there is, or a new one.
-    async fn open(&self) -> Result<Open, Failure> {
+    /// The connection there is (true), or a new one.
+    async fn open(&self) -> Result<(Open, bool), Failure> {
         let asked = Instant::now();
         let mut state = self.link.0.lock().await;
         let version = self.version();
@@ -209,7 +227,7 @@ impl Peer {
             && open.authority == self.authority
             && open.version == version
         {
-            return Ok(open.clone());
+            return Ok((open.clone(), true));
         }
         state.open = None;
         if let Some((at, failure)) = &state.failed
@@ -220,7 +238,7 @@ impl Peer {
         match self.connect(version).await {
             Ok(open) => {
                 state.failed = None;
-                Ok(state.open.insert(open).clone())
+                Ok((state.open.insert(open).clone(), false))
             }
             Err(failure) => {
                 state.failed = Some((Instant::now(), failure.clone()));

@@ -31,7 +31,6 @@ pub struct Fake {
     pub uploaded: Mutex<Vec<u8>>,
     /// Uploads that broke off.
     pub broken: AtomicU32,
-    pub typed: Mutex<Vec<u8>>,
     /// What the console's other end writes with; None: nobody has it open.
     pub say: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
 }
