@@ -127,7 +127,11 @@ impl Two {
     }
 }
 
-fn ask(method: &str, path: &str, body: Option<Value>) -> hyper::Request<basin_node::remote::PeerBody> {
+fn ask(
+    method: &str,
+    path: &str,
+    body: Option<Value>,
+) -> hyper::Request<basin_node::remote::PeerBody> {
     let body = body.map_or_else(String::new, |b| b.to_string());
     let request = hyper::Request::builder().method(method).uri(path);
     request.header("content-type", "application/json").body(full(body)).unwrap()
@@ -308,8 +312,7 @@ async fn servers_do_not_play_ball_with_a_request() {
     let at = PeerAddress { host: one.host(), name: "one".into(), address };
     let back = Peers::new(other.clone()).peer(&at);
     let other_at = listen(&other, follower(&other, back)).await;
-    let at =
-        PeerAddress { host: other.host(), name: "other".into(), address: other_at.address };
+    let at = PeerAddress { host: other.host(), name: "other".into(), address: other_at.address };
     let stop = CancellationToken::new();
     let router = follower(&one, Peers::new(one.clone()).peer(&at));
     let tls = Tls::Cluster(one.clone());
@@ -339,8 +342,12 @@ async fn a_leader_that_is_gone_is_named_and_one_that_dies_breaks_the_stream_off(
     })
     .await;
     assert!(matches!(end, Some(Err(_))), "broken off, not ended");
-    let (status, body) = read(within(two.person.send(ask("GET", "/v1/vms", None))).await.unwrap()).await;
-    assert_eq!((status, &body["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("host-unreachable")));
+    let (status, body) =
+        read(within(two.person.send(ask("GET", "/v1/vms", None))).await.unwrap()).await;
+    assert_eq!(
+        (status, &body["code"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &json!("host-unreachable"))
+    );
     assert!(body["detail"].as_str().unwrap().contains("server 'leader'"), "{body}");
     two.follower_at.end().await;
     two.centre.close().await;

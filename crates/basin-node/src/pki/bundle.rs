@@ -47,7 +47,8 @@ impl Bundle {
     /// Without that CA: the last step, once no server's certificate is of it. The
     /// only one stays.
     pub fn without(&self, ca: Fingerprint) -> Result<Bundle, PkiError> {
-        let left: Vec<_> = self.0.iter().filter(|der| Fingerprint::of(der) != ca).cloned().collect();
+        let left: Vec<_> =
+            self.0.iter().filter(|der| Fingerprint::of(der) != ca).cloned().collect();
         if left.is_empty() {
             return Err(PkiError::Refused("nothing would be trusted without this CA".to_owned()));
         }

@@ -56,7 +56,8 @@ impl ClusterCa {
         let what = "the CA's certificate";
         let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
             .map_err(|e| PkiError::unreadable(what, format!("{e:?}")))?;
-        let key = KeyPair::from_pem(key_pem).map_err(|e| PkiError::unreadable("the CA's key", e))?;
+        let key =
+            KeyPair::from_pem(key_pem).map_err(|e| PkiError::unreadable("the CA's key", e))?;
         let facts = facts(&certificate)?;
         let (_, x509) = x509_parser::parse_x509_certificate(&certificate)
             .map_err(|e| PkiError::unreadable(what, e))?;
@@ -94,7 +95,12 @@ impl ClusterCa {
     /// Signs a request, if it asks for no more than the subject may have. The answer
     /// is the chain as PEM: the server's certificate, then this CA's, which a joining
     /// server compares with its token.
-    pub fn sign(&self, csr_pem: &str, subject: &Subject, now: Timestamp) -> Result<String, PkiError> {
+    pub fn sign(
+        &self,
+        csr_pem: &str,
+        subject: &Subject,
+        now: Timestamp,
+    ) -> Result<String, PkiError> {
         if now >= self.facts.not_after {
             let expired = self.facts.not_after;
             return Err(PkiError::Refused(format!("the cluster's CA has expired on {expired}")));

@@ -94,9 +94,7 @@ fn condition(why: &Problem, until: Timestamp, verdict: Renewal) -> Problem {
         Renewal::Expired => "has expired on",
         _ => "is good until",
     };
-    let detail = format!(
-        "this server's certificate {state} {until} and cannot be renewed: {}",
-        why.detail
-    );
+    let detail =
+        format!("this server's certificate {state} {until} and cannot be renewed: {}", why.detail);
     Problem { code: why.code.clone(), detail, advice: why.advice.clone() }
 }

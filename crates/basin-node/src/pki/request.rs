@@ -8,8 +8,8 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 
-use super::facts::host_uri;
 use super::PkiError;
+use super::facts::host_uri;
 
 /// A request is a key and a few names.
 const MAX: usize = 16 << 10;
@@ -27,9 +27,8 @@ pub struct Subject {
 impl Subject {
     /// The names in the certificate. People on the server itself call it `localhost`.
     fn names(&self) -> Result<Vec<SanType>, PkiError> {
-        let text = |text: String| {
-            text.try_into().map_err(|e: rcgen::Error| unmade("a certificate", e))
-        };
+        let text =
+            |text: String| text.try_into().map_err(|e: rcgen::Error| unmade("a certificate", e));
         let mut names = vec![
             SanType::URI(text(host_uri(self.host))?),
             SanType::DnsName(text(self.name.to_string())?),

@@ -158,7 +158,8 @@ fn a_key_must_be_the_certificates() {
 
 #[test]
 fn a_bundle_takes_in_and_gives_up_cas() {
-    let (old, new) = (ClusterCa::create("a", now()).unwrap(), ClusterCa::create("b", now()).unwrap());
+    let (old, new) =
+        (ClusterCa::create("a", now()).unwrap(), ClusterCa::create("b", now()).unwrap());
     let both = old.bundle().unwrap().with(&new.bundle().unwrap()).with(&old.bundle().unwrap());
     assert_eq!(both.fingerprints(), [old.fingerprint(), new.fingerprint()]);
     assert_eq!(Bundle::parse(&both.pem()).unwrap(), both);

@@ -11,9 +11,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
-};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
 use super::{Distrust, Fingerprint, PkiError, facts, provider};
 
@@ -71,9 +69,7 @@ impl ServerCertVerifier for ServerCheck {
             Expect::Host { host, .. } if *host != found => {
                 Err(Distrust::OtherHost { expected: *host, found }.into_rustls())
             }
-            Expect::Host { admit, .. } if !admit(found) => {
-                Err(Distrust::Removed.into_rustls())
-            }
+            Expect::Host { admit, .. } if !admit(found) => Err(Distrust::Removed.into_rustls()),
             _ => Ok(ServerCertVerified::assertion()),
         }
     }

@@ -11,13 +11,13 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::PATH;
 use super::body::{PeerBody, full};
 use super::io::Noted;
 use super::methods::Method;
 use super::peer::Peer;
 use super::router::Served;
 use super::trouble::{garbled, too_old};
-use super::PATH;
 use crate::NodeError;
 use crate::problem::problem;
 
@@ -92,7 +92,7 @@ impl Peer {
         match body.collect().await {
             Ok(whole) => Ok(whole.to_bytes()),
             Err(e) => Err(match e.downcast_ref::<hyper::Error>() {
-                Some(e) => self.broken(noted, e),
+                Some(e) => self.broken(noted, e).await,
                 None => garbled(self.server(), format!("it is larger than {ANSWER_MAX} bytes")),
             }),
         }
@@ -151,6 +151,11 @@ pub(super) fn failed(panic: &tokio::task::JoinError) -> NodeError {
     NodeError(problem("internal", detail, "report this as a defect of Basin; see its log"))
 }
 
-pub(super) fn refuse_with(status: StatusCode, code: &str, detail: String, advice: &str) -> Response {
+pub(super) fn refuse_with(
+    status: StatusCode,
+    code: &str,
+    detail: String,
+    advice: &str,
+) -> Response {
     (status, Json(Refusal { error: problem(code, detail, advice) })).into_response()
 }

@@ -50,7 +50,7 @@ impl Peer {
             }
             match body.frame().await {
                 Some(Ok(frame)) => begun.extend(frame.into_data().unwrap_or_default()),
-                Some(Err(error)) => return Err(self.broken(&noted, &error)),
+                Some(Err(error)) => return Err(self.broken(&noted, &error).await),
                 None => return Err(garbled(self.server(), "it ends before its end")),
             }
             if begun.len() > HISTORY_MAX {
@@ -76,7 +76,7 @@ impl Peer {
         let response = self.accepted(LOG, response, &noted).await?;
         match response.into_body().collect().await {
             Ok(log) => Ok(log.to_bytes().into()),
-            Err(error) => Err(self.broken(&noted, &error)),
+            Err(error) => Err(self.broken(&noted, &error).await),
         }
     }
 }
@@ -108,7 +108,7 @@ async fn say(
         let bytes = match frame {
             Some(Ok(frame)) => frame.into_data().unwrap_or_default().into(),
             Some(Err(error)) => {
-                let why = peer.broken(&noted, &error).0.detail;
+                let why = peer.broken(&noted, &error).await.0.detail;
                 let words = format!("\r\n[the console broke off: {why}]\r\n").into_bytes();
                 let _ = said.send(words).await;
                 return;

@@ -5,13 +5,41 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 use super::trouble::Failure;
 
+/// The requests of a connection hear that it broke before its task has told why.
+const TELL_WITHIN: Duration = Duration::from_millis(500);
+
 /// Where the first failure of a connection is noted.
-pub type Noted = Arc<OnceLock<Failure>>;
+pub type Noted = Arc<Note>;
+
+#[derive(Default)]
+pub struct Note {
+    failure: OnceLock<Failure>,
+    told: Notify,
+}
+
+impl Note {
+    /// The first failure is the cause of the others.
+    pub fn set(&self, failure: Failure) {
+        let _ = self.failure.set(failure);
+        self.told.notify_waiters();
+    }
+
+    /// Why the connection broke; None if nothing but one request did.
+    pub async fn cause(&self) -> Option<Failure> {
+        let told = self.told.notified();
+        if self.failure.get().is_none() {
+            let _ = tokio::time::timeout(TELL_WITHIN, told).await;
+        }
+        self.failure.get().cloned()
+    }
+}
 
 pub struct Noting<S> {
     stream: S,
@@ -25,8 +53,7 @@ impl<S> Noting<S> {
 
     fn note<T>(&self, result: &io::Result<T>) {
         if let Err(error) = result {
-            // The first one is the cause of the others.
-            let _ = self.noted.set(Failure::of_io(error));
+            self.noted.set(Failure::of_io(error));
         }
     }
 }

@@ -6,9 +6,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use axum::Router;
 use basin_model::HostId;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -91,11 +91,8 @@ pub async fn serve(
         };
         match accepted {
             Ok((tcp, from)) => {
-                let connection = Connection {
-                    tls: tls.clone(),
-                    router: router.clone(),
-                    stop: stop.clone(),
-                };
+                let connection =
+                    Connection { tls: tls.clone(), router: router.clone(), stop: stop.clone() };
                 let kill = kill.clone();
                 tracker.spawn(async move {
                     let work = connection.run(tcp);

@@ -115,7 +115,7 @@ impl Peer {
                         return Err(garbled(self.server(), "a line of it is too long"));
                     }
                 }
-                Some(Err(error)) => return Err(self.broken(&noted, &error)),
+                Some(Err(error)) => return Err(self.broken(&noted, &error).await),
                 None => return Err(garbled(self.server(), "it ends before its end")),
             }
         }

@@ -146,8 +146,7 @@ impl Peer {
         let mut request = self.addressed(request).map_err(finally)?;
         loop {
             let opened = self.open().await;
-            let (mut open, used) =
-                opened.map_err(|e| finally(unreachable(&self.server, &e)))?;
+            let (mut open, used) = opened.map_err(|e| finally(unreachable(&self.server, &e)))?;
             match open.sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, open.noted)),
                 Err(mut failed) => {
@@ -157,7 +156,7 @@ impl Peer {
                         Some(unsent) if used => request = unsent,
                         _ => {
                             let stale = used && !failed.error().is_timeout();
-                            let error = self.broken(&open.noted, failed.error());
+                            let error = self.broken(&open.noted, failed.error()).await;
                             return Err(Lost { error, stale });
                         }
                     }
@@ -167,8 +166,8 @@ impl Peer {
     }
 
     /// What it means that an answer broke off.
-    pub(super) fn broken(&self, noted: &Noted, error: &hyper::Error) -> NodeError {
-        let failure = noted.get().cloned().unwrap_or_else(|| Failure::of_hyper(error));
+    pub(super) async fn broken(&self, noted: &Noted, error: &hyper::Error) -> NodeError {
+        let failure = noted.cause().await.unwrap_or_else(|| Failure::of_hyper(error));
         unreachable(&self.server, &failure)
     }
 
@@ -188,10 +187,16 @@ impl Peer {
         let stream = connect(&self.authority, config).await.map_err(failed)?;
         let noted = Noted::default();
         let io = TokioIo::new(Noting::new(stream, noted.clone()));
-        let (mut sender, connection) =
-            http1::handshake(io).await.map_err(|e| self.broken(&noted, &e))?;
+        let shaken = http1::handshake(io).await;
+        let (mut sender, connection) = match shaken {
+            Ok(both) => both,
+            Err(e) => return Err(self.broken(&noted, &e).await),
+        };
         tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.map_err(|e| self.broken(&noted, &e))
+        match sender.send_request(request).await {
+            Ok(response) => Ok(response),
+            Err(e) => Err(self.broken(&noted, &e).await),
+        }
     }
 
     fn addressed(&self, mut request: Request<PeerBody>) -> Result<Request<PeerBody>, NodeError> {
@@ -270,7 +275,7 @@ impl Peer {
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 // What the stream itself broke on was noted before.
-                let _ = ended.set(Failure::of_hyper(&error));
+                ended.set(Failure::of_hyper(&error));
             }
         });
         Ok(Open { sender, authority: self.authority.clone(), version, noted })

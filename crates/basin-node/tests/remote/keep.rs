@@ -51,8 +51,7 @@ fn keep(cluster: &Cluster, days: i64, signer: Signer) -> Kept {
     let (subject, wanted) = watch::channel(subject);
     let (tell, trouble) = watch::channel(None);
     let stop = CancellationToken::new();
-    let work =
-        keep_renewed(credentials.clone(), dir.clone(), wanted, signer, tell, stop.clone());
+    let work = keep_renewed(credentials.clone(), dir.clone(), wanted, signer, tell, stop.clone());
     let task = tokio::spawn(work);
     Kept { credentials, dir, subject, trouble, stop, task, _state: state }
 }
@@ -110,7 +109,8 @@ async fn what_keeps_it_from_being_renewed_is_told() {
     kept.end().await;
 
     // A CA that ends in minutes gives a certificate that is due again at once.
-    let then = Timestamp::now() - SignedDuration::from_hours(24 * 3653) + SignedDuration::from_mins(3);
+    let then =
+        Timestamp::now() - SignedDuration::from_hours(24 * 3653) + SignedDuration::from_mins(3);
     let dying = ClusterCa::create("old", then).unwrap();
     let kept = keep(&cluster, 300, Signer(Arc::new(Mutex::new(Ok(dying)))));
     let mut trouble = kept.trouble.clone();

@@ -130,7 +130,8 @@ async fn an_upload_arrives_byte_for_byte() {
     let fake = Arc::new(Fake::default());
     let server = Server::start(cluster.credentials("b"), fake.clone()).await;
     let peers = Peers::new(cluster.credentials("a"));
-    let bytes: Vec<u8> = (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let bytes: Vec<u8> =
+        (0..20_000_003_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let (store, upload) = (DatastoreId::from_uuid(Uuid::now_v7()), UploadId(Uuid::now_v7()));
     let remote = node(&peers, &server);
     let size = within(remote.receive_upload(store, upload, &mut &bytes[..])).await.unwrap();
