@@ -1,6 +1,7 @@
 //! Servers.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,12 @@ use crate::units::{Bytes, Vcpus};
 pub struct Host {
     pub id: HostId,
     pub meta: Meta,
+    /// Where other servers reach it; absent while it belongs to no cluster.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// The port of its API there, where it is not the usual one.
+    #[serde(default)]
+    pub api_port: Option<u16>,
     /// It is to be empty of running VMs, and to stay so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,

@@ -1,5 +1,5 @@
 //! What the controller asks of a server. Idempotent, so that workflows may repeat
-//! it; carried in the process today, over HTTPS between servers later.
+//! it; in the process for the own server, over HTTPS (`remote`) for the others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use basin_model::{Bytes, DatastoreId, HostId, ImageId, NicId, VmId, VolumeId};
 use basin_qemu::{BalloonStats, GuestInfo};
 use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -23,14 +24,16 @@ use tokio_util::sync::CancellationToken;
 pub struct NodeError(pub basin_model::task::Problem);
 
 /// Fast-changing figures of a server; never in the store (DESIGN D4).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NodeUsage {
     pub host: HostUsage,
     pub vms: BTreeMap<VmId, VmUsage>,
 }
 
 /// Figures of the server itself.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HostUsage {
     pub memory_total: Bytes,
     pub memory_available: Bytes,
@@ -43,7 +46,8 @@ pub struct HostUsage {
 }
 
 /// Figures of one VM. Counters since its QEMU process started.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VmUsage {
     pub cpu_time: Duration,
     pub resident: Bytes,
@@ -54,7 +58,8 @@ pub struct VmUsage {
 }
 
 /// Figures of one disk.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskUsage {
     pub reads: u64,
     pub read: Bytes,
@@ -65,7 +70,8 @@ pub struct DiskUsage {
 }
 
 /// Figures of one interface, from the guest's point of view.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NicUsage {
     pub received: Bytes,
     pub sent: Bytes,
@@ -86,9 +92,9 @@ pub type ConsoleIn = mpsc::Sender<Vec<u8>>;
 /// One server.
 #[async_trait]
 pub trait NodeApi: Send + Sync + 'static {
-    async fn status(&self) -> HostStatus;
+    async fn status(&self) -> Result<HostStatus, NodeError>;
 
-    async fn usage(&self) -> NodeUsage;
+    async fn usage(&self) -> Result<NodeUsage, NodeError>;
 
     /// Takes the datastore into use here. One that is `preparing` is made first;
     /// the directory of any other has to be it already.
@@ -174,7 +180,7 @@ pub trait NodeApi: Send + Sync + 'static {
 }
 
 /// What a volume's reads fall through to, or what it is copied from.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Chain {
     pub volumes: Vec<Volume>,
     pub image: Option<Image>,

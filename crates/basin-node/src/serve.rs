@@ -46,12 +46,12 @@ impl LocalNode {
 
 #[async_trait]
 impl NodeApi for LocalNode {
-    async fn status(&self) -> HostStatus {
-        self.status.borrow().clone()
+    async fn status(&self) -> Answer<HostStatus> {
+        Ok(self.status.borrow().clone())
     }
 
-    async fn usage(&self) -> NodeUsage {
-        self.meter.read(&self.machines, &self.vms, &self.parts).await
+    async fn usage(&self) -> Answer<NodeUsage> {
+        Ok(self.meter.read(&self.machines, &self.vms, &self.parts).await)
     }
 
     async fn open_datastore(&self, datastore: &Datastore) -> Answer<Capacity> {

@@ -108,7 +108,7 @@ pub enum MachineEvent {
 }
 
 /// What the balloon device tells about the guest's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BalloonStats {
     /// What the guest has now.
     pub actual: Bytes,

@@ -67,7 +67,8 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let local = tokio::spawn(listen::serve_socket(socket, router.clone(), stop.clone()));
     let remote = https.map(|listener| {
         let (address, stop) = (listener.local_addr(), stop.clone());
-        let tls = TlsFiles::ensure(&args.state_dir.join("tls"), certificate_names(&name));
+        let tls = TlsFiles::ensure(&args.state_dir.join("tls"), certificate_names(&name))
+            .and_then(|files| files.load());
         info!(?address, "HTTPS is served");
         tokio::spawn(async move {
             if let Err(e) = listen::serve_https(listener, tls?, router, stop).await {

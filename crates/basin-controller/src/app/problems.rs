@@ -2,6 +2,7 @@
 //! refused and why, and what to do. [`status`] maps codes to HTTP.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use basin_model::task::Problem;
 
@@ -49,6 +50,12 @@ pub fn status(code: &str) -> (u16, &'static str) {
         "no-space" => (507, "Not enough space"),
         "no-leader" => (503, "No server leads the cluster"),
         "store-unavailable" => (503, "The state store is not available"),
+        "host-unreachable" | "host-untrusted" | "host-garbled" | "host-too-old" => {
+            (503, "Another server cannot be asked")
+        }
+        "host-no-address" => (409, "Not in this state"),
+        "host-removed" => (403, "Not allowed"),
+        "forward-loop" => (503, "The servers do not agree on who is to do it"),
         "shutting-down" => (503, "The server is shutting down"),
         "timeout" => (504, "It took too long"),
         _ => (500, "Something went wrong"),
@@ -211,6 +218,38 @@ pub fn no_leader() -> Problem {
     )
 }
 
+pub fn silent(server: &str, within: Duration) -> Problem {
+    problem(
+        "host-unreachable",
+        format!("Server '{server}' does not answer within {} seconds.", within.as_secs()),
+        "Look at its load, and at its daemon there (systemctl status basin).",
+    )
+}
+
+pub fn no_address(server: &str) -> Problem {
+    problem(
+        "host-no-address",
+        format!("It is not known where server '{server}' can be reached."),
+        "Its daemon notes its address when it joins; start it there, or join it again.",
+    )
+}
+
+pub fn forward_loop(by: impl Display) -> Problem {
+    problem(
+        "forward-loop",
+        format!("Server {by} sent this here, but it is not for this server to do either."),
+        "The servers are about to choose who leads; try again in a few seconds.",
+    )
+}
+
+pub fn only_servers(header: &str) -> Problem {
+    problem(
+        "forbidden",
+        format!("Only the cluster's servers may set the header '{header}'."),
+        "Leave it out: who you are is seen by your token.",
+    )
+}
+
 pub fn cancelled() -> Problem {
     problem("cancelled", "It was cancelled.", "What had been done is taken back.")
 }
@@ -250,6 +289,10 @@ mod tests {
             no_leader(),
             timeout("x"),
             cancelled(),
+            silent("s", Duration::from_secs(1)),
+            no_address("s"),
+            forward_loop("s"),
+            only_servers("x"),
         ];
         for problem in all {
             assert_ne!(status(&problem.code).0, 500, "{}", problem.code);

@@ -1,6 +1,7 @@
 //! Volumes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use basin_api::reference::MetaPatch;
 use basin_api::volume::VolumeCreate;
@@ -9,7 +10,9 @@ use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, Task};
 use basin_model::volume::{Volume, VolumeState};
 use basin_model::{Bytes, DatastoreId, VolumeId};
+use basin_node::NodeApi;
 use basin_store::Revision;
+use futures::future::join_all;
 
 use super::inventory::Snapshot;
 use super::{App, problems, unchanged};
@@ -32,10 +35,10 @@ impl App {
             snapshot.datastores.keys().filter_map(|id| host(*id)).collect()
         };
         let answers = asked.into_iter().map(|(id, host)| async move {
-            let node = self.nodes().get(host).ok()?;
-            Some((id, node.capacity(id).await.ok()?))
+            let ask = |node: Arc<dyn NodeApi>| async move { node.capacity(id).await };
+            Some((id, self.nodes().figures(host, ask).await.ok()?))
         });
-        futures::future::join_all(answers).await.into_iter().flatten().collect()
+        join_all(answers).await.into_iter().flatten().collect()
     }
 
     pub async fn create_volume(&self, request: &VolumeCreate) -> Result<Task, Problem> {

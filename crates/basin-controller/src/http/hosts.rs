@@ -23,10 +23,17 @@ pub fn routes() -> OpenApiRouter<Context> {
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
     responses((status = 200, body = List<Host>), (status = "default", body = Problem)))]
 async fn list(_: Allow<View>, State(context): State<Context>) -> Answer<List<Host>> {
+    let usages = context.app.nodes().usages().await;
     let snapshot = context.app.inventory().read();
     let baselines = baseline::of(&snapshot);
-    let hosts = snapshot.hosts.values();
-    let items = hosts.map(|h| convert::host::host(h, &snapshot, &baselines)).collect();
+    let shown = snapshot.hosts.values().map(|record| {
+        let mut host = convert::host::host(record, &snapshot, &baselines);
+        if let Some(usage) = usages.get(&record.value.id) {
+            convert::usage::of_host(&mut host, usage);
+        }
+        host
+    });
+    let items = shown.collect();
     Ok(Json(List { items, revision: snapshot.revision.0 }))
 }
 
@@ -44,11 +51,7 @@ async fn show(
         let record = snapshot.host(&reference)?;
         (convert::host::host(record, &snapshot, &baseline::of(&snapshot)), record.value.id)
     };
-    if let Some(status) = &mut host.status
-        && let Ok(node) = context.app.nodes().get(id)
-    {
-        status.usage = Some(convert::usage::host(&node.usage().await.host));
-    }
+    convert::usage::of_host(&mut host, &context.app.nodes().usage(id).await);
     let revision = host.meta.revision;
     Ok(Tagged(host, revision))
 }

@@ -9,6 +9,7 @@ mod error;
 mod etag;
 mod events;
 mod extract;
+pub mod forward;
 mod hosts;
 mod images;
 pub mod listen;

@@ -19,10 +19,10 @@ use basin_controller::http::auth::FromLocalRoot;
 use basin_controller::http::{Context, router};
 use basin_controller::workflow::Workflows;
 use basin_controller::workflows;
-use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
+use basin_model::host::{HostCapacity, HostStatus, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::fake::FakeFabric;
-use basin_node::{Alone, BlockdMode, FakeDisks, LocalNode, NodeConfig};
+use basin_node::{Alone, BlockdMode, FakeDisks, LocalNode, NodeApi, NodeConfig};
 use basin_qemu::fake::FakeWorld;
 use basin_store::{MemStore, Store};
 use http_body_util::BodyExt;
@@ -112,6 +112,16 @@ impl DataCentre {
         while self.app.capacities().await.is_empty() {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// What the server reports of itself.
+    pub async fn node_status(&self) -> HostStatus {
+        self.node.status().await.unwrap()
+    }
+
+    /// The API, to be served.
+    pub fn router(&self) -> Router {
+        self.router.clone()
     }
 
     pub async fn close(self) {
