@@ -1,5 +1,7 @@
 //! Servers.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,10 @@ use crate::units::{Bytes, Vcpus};
 pub struct Host {
     pub id: HostId,
     pub meta: Meta,
+    /// Where other servers reach it: API, migration, disks, networks. None until it
+    /// belongs to a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
 }
 
 /// What a server's daemon found there at its start, and what is wrong there now.
@@ -29,6 +35,10 @@ pub struct HostStatus {
     pub qemu: QemuInfo,
     pub kvm: KvmVerdict,
     pub cgroups: String,
+    /// The largest packet of a guest that fits between this server and others. None
+    /// outside a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_mtu: Option<u32>,
     /// What keeps the server from doing its work in full; empty when all is well.
     #[serde(default)]
     pub conditions: Vec<Condition>,

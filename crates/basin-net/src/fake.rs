@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use basin_model::{MacAddr, NetworkId, NicId};
 use ipnet::Ipv4Net;
 
-use crate::fabric::{Fabric, NetError, NetworkSpec, TapStats};
+use crate::fabric::{Fabric, NetError, NetworkSpec, SyncError, TapStats};
 
 /// One call of a [`Fabric`] method, as it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,12 +105,16 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 
 #[async_trait]
 impl Fabric for FakeFabric {
-    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), NetError> {
+    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), SyncError> {
         let mut state = self.lock();
         state.enter(Method::Sync, Call::Sync(networks.to_vec()))?;
         state.networks = networks.to_vec();
         state.taps.retain(|_, tap| networks.iter().any(|n| n.id == tap.network));
         Ok(())
+    }
+
+    async fn overlay_mtu(&self, _local: Ipv4Addr) -> Option<u32> {
+        Some(basin_model::network::Network::OVERLAY_MTU)
     }
 
     async fn check(&self, subnet: Ipv4Net) -> Result<(), NetError> {
@@ -168,6 +172,7 @@ mod tests {
             gateway: "10.77.0.1".parse().unwrap(),
             domain: "vm.test".into(),
             leases: vec![],
+            overlay: None,
         }
     }
 

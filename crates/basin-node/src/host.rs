@@ -23,6 +23,7 @@ pub fn status(config: &NodeConfig) -> io::Result<HostStatus> {
         qemu: config.qemu.clone(),
         kvm: config.kvm.clone(),
         cgroups: cgroups(),
+        overlay_mtu: None,
         conditions: Vec::new(),
     })
 }

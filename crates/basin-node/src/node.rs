@@ -80,7 +80,7 @@ impl LocalNode {
         let follow = datastores.clone().follow(store.clone(), config.host, opened, stop.clone());
         tasks.spawn(follow);
         let (networks, work) =
-            Networks::start(store.clone(), fabric.clone(), vms.clone(), stop.clone());
+            Networks::start(store.clone(), fabric.clone(), vms.clone(), config.host, stop.clone());
         tasks.spawn(work);
 
         let parts = Arc::new(Parts {
@@ -169,7 +169,11 @@ impl LocalNode {
         let mut written = None;
         loop {
             let conditions = self.conditions();
-            self.status.send_modify(|status| status.conditions = conditions);
+            let overlay_mtu = self.parts.networks.overlay_mtu();
+            self.status.send_modify(|status| {
+                status.conditions = conditions;
+                status.overlay_mtu = overlay_mtu;
+            });
             let status = self.status.borrow().clone();
             let mut again = None;
             if written.as_ref() != Some(&status) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use basin_model::datastore::{Datastore, DatastoreKind};
 use basin_model::host::Host;
 use basin_model::keys::{self, Kind};
-use basin_model::network::{Network, NetworkKind};
+use basin_model::network::{Network, NetworkKind, Vni};
 use basin_model::{DatastoreId, HostId, Labels, Meta, Name, NetworkId};
 use basin_node::NodeApi;
 use basin_store::records::{self, CommitError, TxnBuilder};
@@ -22,7 +22,7 @@ pub async fn ensure_host(store: &dyn Store, id: HostId, name: &Name) -> Result<(
     if records::get::<Host>(store, &keys::host(id)).await?.is_some() {
         return Ok(());
     }
-    let host = Host { id, meta: meta(name.clone(), "") };
+    let host = Host { id, meta: meta(name.clone(), ""), address: None };
     let txn = TxnBuilder::new()
         .create(keys::host(id), &host)
         .create(Kind::Host.name(&host.meta.name), &id);
@@ -56,15 +56,21 @@ pub async fn ensure_defaults(
         .create(Kind::Datastore.name(&default), &datastore.id);
     match free_subnet(node).await {
         Some(subnet) => {
+            let id = NetworkId::from_uuid(Uuid::now_v7());
+            let vni = Vni::likely(id);
             let network = Network {
-                id: NetworkId::from_uuid(Uuid::now_v7()),
+                id,
                 meta: meta(default.clone(), "Private, behind the server's own address"),
                 kind: NetworkKind::Nat { subnet, domain: "basin.internal".to_owned() },
+                // The store is new: no other network has it.
+                vni: Some(vni),
+                mtu: None,
             };
             info!(%subnet, "network 'default' is made");
             txn = txn
                 .create(keys::network(network.id), &network)
-                .create(Kind::Network.name(&default), &network.id);
+                .create(Kind::Network.name(&default), &network.id)
+                .create(keys::vni(vni), &network.id);
         }
         None => info!("no subnet is free for a network 'default'; make one by hand"),
     }
