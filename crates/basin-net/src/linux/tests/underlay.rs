@@ -61,10 +61,16 @@ fn forged_frames_are_dropped() {
         b.inject(&net, a, &two.arp(two.mac, net.gateway, one.address));
         b.inject(&net, a, &two.arp(two.mac, two.address, net.gateway));
         one.hears_nothing(request);
+        b.inject(&net, a, &ethernet(BROADCAST, mac(99), 0x8035, &[0; 46]));
+        one.hears_nothing(|f| (f.get(12..14)? == [0x80, 0x35]).then_some(()));
         // To the server itself by its gateway's MAC.
+        a.sh("nft 'table inet spy { chain input { type filter hook input priority -100; \
+             iifname bba-* ip saddr 10.77.1.11 counter; }; }'");
         let echo = ip(two.address, net.gateway, 1, &ping(1));
         b.inject(&net, a, &ethernet(bridge_mac(net.id), two.mac, 0x0800, &echo));
-        two.hears_nothing(pong);
+        b.inject(&net, a, &frame(&one, &two, two.address, b"behind it"));
+        one.is_told(b"behind it");
+        assert!(a.sh("nft list table inet spy").contains("packets 0"));
         // Nothing of this has moved anybody's place: all still hear each other.
         for (from, to) in
             [(&one, &three), (&three, &one), (&one, &four), (&two, &four), (&four, &two)]
