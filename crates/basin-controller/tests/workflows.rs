@@ -125,11 +125,12 @@ async fn settle(services: &Services) {
     panic!("the VMs do not become what is wanted");
 }
 
-/// Ids and made-up MAC addresses differ between two worlds.
+/// Ids, made-up MAC addresses and network identifiers differ between two worlds.
 fn masked(key: &str) -> String {
     let mask = |part: &str| match part {
         part if part.parse::<uuid::Uuid>().is_ok() => "ID".to_owned(),
         part if part.starts_with("52:54:00:") => "MAC".to_owned(),
+        part if part.parse::<u32>().is_ok() => "VNI".to_owned(),
         part => part.to_owned(),
     };
     key.split('/').map(mask).collect::<Vec<_>>().join("/")

@@ -54,6 +54,10 @@ pub struct HostStatus {
     #[serde(default)]
     pub hardware: Option<HardwareFacts>,
     pub cgroups: String,
+    /// The largest packet of a guest that fits between this server and others. None
+    /// outside a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_mtu: Option<u32>,
     /// What keeps the server from doing its work in full; empty when all is well.
     #[serde(default)]
     pub conditions: Vec<Condition>,

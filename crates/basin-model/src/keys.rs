@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use crate::ids::{DatastoreId, HostId, ImageId, NetworkId, TaskId, TokenId, VmId, VolumeId};
 use crate::name::Name;
+use crate::network::Vni;
 use crate::units::MacAddr;
 
 /// Every key starts with this: `/basin/` and the version of the layout.
@@ -148,6 +149,11 @@ pub fn mac(mac: MacAddr) -> String {
 /// Who holds an address of a network.
 pub fn address(network: NetworkId, address: std::net::Ipv4Addr) -> String {
     format!("{ROOT}address/{network}/{address}")
+}
+
+/// Which network has a VXLAN network identifier.
+pub fn vni(vni: Vni) -> String {
+    format!("{ROOT}vni/{vni}")
 }
 
 /// Which VM has a volume attached: a volume belongs to one at most.

@@ -24,6 +24,7 @@ pub fn status(config: &NodeConfig) -> io::Result<HostStatus> {
         kvm: config.kvm.clone(),
         hardware: config.hardware.clone(),
         cgroups: cgroups(),
+        overlay_mtu: None,
         conditions: Vec::new(),
         shared_datastores: Default::default(),
     })

@@ -88,7 +88,7 @@ impl LocalNode {
         let images = Arc::new(Images::new(host, store.clone(), datastores.clone(), peers, cache));
         tasks.spawn(images.clone().follow(stop.clone()));
         let (networks, work) =
-            Networks::start(store.clone(), fabric.clone(), vms.clone(), stop.clone());
+            Networks::start(store.clone(), fabric.clone(), vms.clone(), config.host, stop.clone());
         tasks.spawn(work);
 
         let parts = Arc::new(Parts {
@@ -167,10 +167,12 @@ impl LocalNode {
         };
         let (mut conditions, shared_datastores) = self.datastores.report();
         conditions.extend(about("networks", self.parts.networks.problem()));
+        let overlay_mtu = self.parts.networks.overlay_mtu();
         conditions.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
         self.status.send_modify(|status| {
             status.conditions = conditions;
             status.shared_datastores = shared_datastores;
+            status.overlay_mtu = overlay_mtu;
         });
         self.status.borrow().clone()
     }

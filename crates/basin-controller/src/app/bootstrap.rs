@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use basin_model::datastore::{Datastore, DatastoreKind, DatastoreState, Sharing};
 use basin_model::host::Host;
 use basin_model::keys::{self, Kind};
-use basin_model::network::{Network, NetworkKind};
+use basin_model::network::{Network, NetworkKind, Vni};
 use basin_model::{DatastoreId, HostId, Labels, Meta, Name, NetworkId};
 use basin_node::NodeApi;
 use basin_store::records::{self, CommitError, TxnBuilder};
@@ -58,15 +58,21 @@ pub async fn ensure_defaults(
         .create(Kind::Datastore.name(&default), &datastore.id);
     match free_subnet(node).await {
         Some(subnet) => {
+            let id = NetworkId::from_uuid(Uuid::now_v7());
+            let vni = Vni::likely(id);
             let network = Network {
-                id: NetworkId::from_uuid(Uuid::now_v7()),
+                id,
                 meta: meta(default.clone(), "Private, behind the server's own address"),
                 kind: NetworkKind::Nat { subnet, domain: "basin.internal".to_owned() },
+                // The store is new: no other network has it.
+                vni: Some(vni),
+                mtu: None,
             };
             info!(%subnet, "network 'default' is made");
             txn = txn
                 .create(keys::network(network.id), &network)
-                .create(Kind::Network.name(&default), &network.id);
+                .create(Kind::Network.name(&default), &network.id)
+                .create(keys::vni(vni), &network.id);
         }
         None => info!("no subnet is free for a network 'default'; make one by hand"),
     }

@@ -21,6 +21,7 @@ pub mod tokens;
 pub mod vm_disks;
 pub mod vm_power;
 pub mod vms;
+pub mod vnis;
 pub mod volumes;
 
 use std::sync::Arc;

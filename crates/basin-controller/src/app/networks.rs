@@ -82,7 +82,8 @@ impl App {
                 .require_unchanged(record)
                 .delete(keys::network(network.id))
                 .delete(Kind::Network.name(&network.meta.name));
-            Ok(((), txn))
+            let vni = network.vni.map(keys::vni);
+            Ok(((), vni.into_iter().fold(txn, |txn, key| txn.delete(key))))
         })
         .await
     }

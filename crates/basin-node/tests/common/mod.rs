@@ -75,7 +75,8 @@ impl Server {
             subnet: "10.80.0.0/16".parse().unwrap(),
             domain: "vm.test".to_owned(),
         };
-        let network = Network { id: server.network, meta: meta("default"), kind };
+        let network =
+            Network { id: server.network, meta: meta("default"), kind, vni: None, mtu: None };
         server.put(&keys::datastore(datastore.id), &datastore).await;
         server.put(&keys::network(network.id), &network).await;
         server

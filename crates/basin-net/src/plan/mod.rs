@@ -6,21 +6,25 @@
 //! server's own settings is written down before it is turned on. Applying a plan
 //! and planning again gives an empty plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod bridge;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use basin_model::{MacAddr, NetworkId};
 use ipnet::Ipv4Net;
 
-use crate::confirm;
-use crate::dnsmasq::{self, Layout};
-use crate::fabric::{NetError, NetworkSpec};
-use crate::names::{Instance, TapOwner, bridge_alias, bridge_mac};
-use crate::rules::{self, Guarded, Ruleset};
-use crate::spec::{accept, address};
+use crate::dnsmasq::Layout;
+use crate::fabric::NetworkSpec;
+use crate::names::{Instance, TapOwner, bridge_mac};
+use crate::overlay::{self, Stance};
+use crate::rules::{self, Guarded, Ruleset, Span};
+use crate::spec::{Refusal, accept};
 use crate::state::{
-    Binding, BridgeSettings, Firewall, Hosts, Link, LinkKind, Observed, PortSettings, Service,
-    Sysctl,
+    Binding, Firewall, Hosts, Link, LinkKind, Observed, PortSettings, Sysctl, VxlanSettings,
 };
 
 /// One operation.
@@ -76,8 +80,33 @@ pub enum Op {
     AttachTap {
         name: String,
         bridge: String,
-        owner: TapOwner,
         mtu: u32,
+        settings: PortSettings,
+    },
+    /// Has the bridge send frames for `mac` to this port, and to no other.
+    PinAddress {
+        port: String,
+        mac: MacAddr,
+        sticky: bool,
+    },
+    UnpinAddress {
+        port: String,
+        mac: MacAddr,
+    },
+    CreateOverlay {
+        name: String,
+        settings: VxlanSettings,
+    },
+    AttachOverlay {
+        name: String,
+        bridge: String,
+        alias: String,
+        mtu: u32,
+        settings: PortSettings,
+    },
+    SetForwards {
+        name: String,
+        change: overlay::Change,
     },
     WriteHosts {
         network: NetworkId,
@@ -118,7 +147,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What the steps make true.
     pub accepted: Vec<NetworkSpec>,
-    pub refused: Vec<NetError>,
+    pub refused: Vec<Refusal>,
 }
 
 /// See the module.
@@ -136,11 +165,33 @@ pub fn plan(
     planner.firewall(&guarded);
     for network in &planner.networks.clone() {
         planner.bridge(network);
+        planner.overlay(network);
         planner.taps(network);
         planner.service(network);
     }
     planner.restore_forwarding();
     Plan { steps: planner.steps, accepted: planner.networks, refused }
+}
+
+/// Guards a tap that was just made for a network, and puts it on the bridge.
+pub fn new_tap(
+    instance: &Instance,
+    layout: &Layout,
+    networks: &[NetworkSpec],
+    name: &str,
+    observed: &Observed,
+) -> Vec<Step> {
+    let mut planner =
+        Planner { instance, layout, observed, networks: networks.to_vec(), steps: Vec::new() };
+    let ruleset = firewall(instance, networks, observed, &guarded(observed));
+    planner.step(None, "the guest is held to its address", Op::LoadFirewall { ruleset });
+    let found = own_taps(instance, observed).find(|(tap, ..)| *tap == name);
+    if let Some((name, link, owner)) = found
+        && let Some(network) = networks.iter().find(|n| n.id == owner.network)
+    {
+        planner.tap(network, name, link, owner);
+    }
+    planner.steps
 }
 
 /// Interfaces that this server routes from only because of Basin. A server that
@@ -158,19 +209,41 @@ pub fn firewall(
     uplinks: &BTreeSet<String>,
 ) -> Ruleset {
     let taps = own_taps(instance, observed)
-        .filter(|(_, _, owner)| networks.iter().any(|n| n.id == owner.network))
+        .filter(|(_, _, owner)| {
+            let network = networks.iter().find(|n| n.id == owner.network);
+            network.is_some_and(|n| Stance::of_mac(n, owner.mac).may_speak())
+        })
         .map(|(name, _, owner)| (name.clone(), owner))
         .collect();
     let guarded = |n: &NetworkSpec| Guarded {
         bridge: instance.bridge(n.id),
         subnet: n.subnet,
         gateway: n.gateway,
+        mac: bridge_mac(n.id),
+        overlay: n.overlay.as_ref().map(|o| Span {
+            device: instance.overlay(n.id),
+            vni: o.vni,
+            local: o.local,
+            port: o.port,
+        }),
     };
-    Ruleset { networks: networks.iter().map(guarded).collect(), taps, uplinks: uplinks.clone() }
+    let overlays = || networks.iter().filter_map(|n| Some((n, n.overlay.as_ref()?)));
+    let heard = |(n, _): (&NetworkSpec, _)| (instance.overlay(n.id), overlay::heard(n));
+    Ruleset {
+        networks: networks.iter().map(guarded).collect(),
+        taps,
+        uplinks: uplinks.clone(),
+        heard: overlays().map(heard).collect(),
+        peers: overlays().flat_map(|(_, o)| o.peers.iter().map(|p| (*p, o.local))).collect(),
+    }
 }
 
-/// The least MTU on the way to the world, and never more than Ethernet's own.
-pub fn mtu(observed: &Observed) -> u32 {
+/// The largest packet of a guest: the same on all servers that the network spans, and
+/// otherwise the least MTU on the way to the world, never more than Ethernet's own.
+pub fn mtu(network: &NetworkSpec, observed: &Observed) -> u32 {
+    if let Some(overlay) = &network.overlay {
+        return overlay.mtu;
+    }
     let defaults = observed.routes.iter().filter(|r| r.to.prefix_len() == 0 && !r.local);
     let links = defaults.filter_map(|r| observed.links.get(r.device.as_ref()?));
     links.map(|l| l.mtu).filter(|mtu| *mtu >= 576).fold(1500, u32::min)
@@ -219,9 +292,12 @@ impl Planner<'_> {
                 self.step(None, GONE, Op::DeleteLink { name: name.clone(), index: link.index });
             }
         }
-        let bridges: BTreeSet<String> = keep.iter().map(|id| self.instance.bridge(*id)).collect();
+        let names = |id: &NetworkId| [self.instance.bridge(*id), self.instance.overlay(*id)];
+        let kept: BTreeSet<String> = keep.iter().flat_map(names).collect();
+        let instance = self.instance;
         for (name, link) in &observed.links {
-            if link.is_own_bridge(name, self.instance) && !bridges.contains(name) {
+            let own = link.is_own_bridge(name, instance) || link.is_own_overlay(name, instance);
+            if own && !kept.contains(name) {
                 self.step(None, GONE, Op::DeleteLink { name: name.clone(), index: link.index });
             }
         }
@@ -269,7 +345,9 @@ impl Planner<'_> {
         let forwarding = &self.observed.forwarding;
         // Another daemon's networks may live on what this one turned on.
         let others = self.observed.links.iter().any(|(name, link)| {
-            link.group == crate::names::GROUP && !link.is_own_bridge(name, self.instance)
+            matches!(link.kind, LinkKind::Bridge(_))
+                && link.group == crate::names::GROUP
+                && !link.is_own_bridge(name, self.instance)
         });
         if !self.networks.is_empty() || forwarding.recorded.is_empty() || others {
             return;
@@ -281,120 +359,5 @@ impl Planner<'_> {
             }
         }
         self.step(None, "all is as before", Op::RecordForwarding { devices: BTreeSet::new() });
-    }
-
-    fn bridge(&mut self, network: &NetworkSpec) {
-        let id = Some(network.id);
-        let name = self.instance.bridge(network.id);
-        let (mac, mtu) = (bridge_mac(network.id), mtu(self.observed));
-        let link = self.observed.links.get(&name);
-        if link.is_none() {
-            self.step(id, "the network has no bridge", Op::CreateBridge { name: name.clone() });
-        }
-        let alias = bridge_alias(network.id);
-        let configured = link.is_some_and(|l| {
-            l.kind == LinkKind::Bridge(BridgeSettings::WANTED)
-                && l.alias == alias
-                && l.mac == Some(mac)
-                && l.mtu == mtu
-        });
-        if !configured {
-            let op = Op::ConfigureBridge { name: name.clone(), alias, mac, mtu };
-            self.step(id, "the bridge's settings are not these", op);
-        }
-        self.sysctls(id, &name, &Sysctl::BRIDGE);
-        let wanted = address(network);
-        for address in link.iter().flat_map(|l| &l.addresses).filter(|a| **a != wanted) {
-            let op = Op::RemoveAddress { device: name.clone(), address: *address };
-            self.step(id, "not the network's gateway address", op);
-        }
-        if !link.is_some_and(|l| l.addresses.contains(&wanted)) {
-            let op = Op::AddAddress { device: name.clone(), address: wanted };
-            self.step(id, "the gateway address is missing", op);
-        }
-        if !link.is_some_and(|l| l.up) {
-            self.step(id, "the bridge is down", Op::SetUp { name });
-        }
-    }
-
-    fn sysctls(&mut self, id: Option<NetworkId>, name: &str, wanted: &[(Sysctl, u8)]) {
-        let found: BTreeMap<Sysctl, u8> =
-            self.observed.links.get(name).map(|l| l.sysctls.clone()).unwrap_or_default();
-        for (sysctl, value) in wanted.iter().filter(|(s, v)| found.get(s) != Some(v)) {
-            let op = Op::SetSysctl { device: name.to_owned(), sysctl: *sysctl, value: *value };
-            self.step(id, "the kernel's setting is not this", op);
-        }
-    }
-
-    fn taps(&mut self, network: &NetworkSpec) {
-        let bridge = self.instance.bridge(network.id);
-        let index = self.observed.links.get(&bridge).map(|l| l.index);
-        let observed = self.observed;
-        for (name, link, owner) in own_taps(self.instance, observed) {
-            if owner.network != network.id {
-                continue;
-            }
-            self.sysctls(Some(network.id), name, &Sysctl::TAP);
-            let attached = link.up
-                && index.is_some()
-                && link.master == index
-                && link.kind == LinkKind::Tap(PortSettings::WANTED);
-            if !attached {
-                let (name, mtu) = (name.clone(), mtu(observed));
-                let op = Op::AttachTap { name, bridge: bridge.clone(), owner, mtu };
-                self.step(Some(network.id), "a machine's tap is not on its bridge", op);
-            }
-        }
-    }
-
-    fn service(&mut self, network: &NetworkSpec) {
-        let id = network.id;
-        let bridge = self.instance.bridge(id);
-        let none = Service::default();
-        let observed = self.observed;
-        let service = observed.services.get(&id).unwrap_or(&none);
-        let hosts = dnsmasq::hosts(network);
-        let name = confirm::name(&hosts);
-        let stale = service.hosts.as_ref() != Some(&hosts);
-        if stale {
-            self.step(
-                Some(id),
-                "names and addresses changed",
-                Op::WriteHosts { network: id, hosts },
-            );
-        }
-        let arguments = dnsmasq::arguments(self.layout, network, &bridge, mtu(observed));
-        let index = observed.links.get(&bridge).map(|l| l.index);
-        match &service.process {
-            Some(p) if p.arguments == arguments && Some(p.bridge) == index => {
-                if stale || !service.hosts_loaded {
-                    let op = Op::ReloadDnsmasq {
-                        network: id,
-                        pid: p.pid,
-                        server: network.gateway,
-                        name,
-                    };
-                    self.step(Some(id), "it has not read the names and addresses", op);
-                }
-            }
-            other => {
-                if let Some(p) = other {
-                    let op = Op::StopDnsmasq { network: id, pid: p.pid };
-                    self.step(Some(id), "it runs with other settings", op);
-                }
-                let op = Op::StartDnsmasq { network: id, bridge: bridge.clone(), arguments };
-                self.step(Some(id), "the network has no DHCP and DNS", op);
-            }
-        }
-        for binding in &service.bindings {
-            let held =
-                network.leases.iter().any(|l| l.mac == binding.mac && l.address == binding.address);
-            if !held {
-                let (binding, server) = (binding.clone(), network.gateway);
-                let bridge = bridge.clone();
-                let op = Op::ReleaseBinding { network: id, bridge, server, binding };
-                self.step(Some(id), "the interface is gone or has another address", op);
-            }
-        }
     }
 }

@@ -1,18 +1,23 @@
 //! Properties of the plan, on a model of the kernel that carries out its steps.
 
+mod overlay;
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use basin_model::network::Vni;
 use basin_model::{MacAddr, NetworkId, NicId};
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
 use uuid::Uuid;
 
+use super::{Op, Plan, plan};
 use crate::dnsmasq::{self, Layout};
-use crate::fabric::{Lease, NetworkSpec};
+use crate::fabric::{Lease, NetworkSpec, Overlay};
 use crate::names::{GROUP, Instance, TapOwner};
-use crate::plan::{Op, Plan, plan};
 use crate::state::*;
+use world::{apply, new_link};
 
 fn instance() -> Instance {
     Instance::new("a").unwrap()
@@ -26,120 +31,6 @@ fn id(n: u8) -> NetworkId {
     NetworkId::from_uuid(Uuid::from_u128(0x9000 + u128::from(n)))
 }
 
-fn new_link(index: u32, kind: LinkKind) -> Link {
-    Link {
-        index,
-        kind,
-        group: 0,
-        alias: String::new(),
-        up: false,
-        mtu: 1500,
-        mac: None,
-        master: None,
-        addresses: BTreeSet::new(),
-        sysctls: BTreeMap::new(),
-    }
-}
-
-/// What the kernel and dnsmasq do on each operation.
-fn apply(o: &mut Observed, op: &Op) {
-    let link = |o: &mut Observed, name: &str, change: &dyn Fn(&mut Link)| {
-        change(o.links.get_mut(name).unwrap_or_else(|| panic!("{op:?}: no {name}")));
-    };
-    match op {
-        Op::StopDnsmasq { network, .. } => o.services.get_mut(network).unwrap().process = None,
-        Op::DeleteLink { name, index } => {
-            o.links.remove(name);
-            o.routes.retain(|r| r.device.as_ref() != Some(name));
-            for port in o.links.values_mut().filter(|l| l.master == Some(*index)) {
-                port.master = None;
-            }
-        }
-        Op::RemoveFiles { network } => {
-            o.services.remove(network);
-        }
-        Op::RecordForwarding { devices } => o.forwarding.recorded = devices.clone(),
-        Op::SetForwarding { device, on: true } => {
-            assert!(o.forwarding.recorded.contains(device), "not written down: {device}");
-            o.forwarding.on.insert(device.clone());
-        }
-        Op::SetForwarding { device, on: false } => {
-            o.forwarding.on.remove(device);
-        }
-        Op::LoadFirewall { ruleset } => o.firewall = Firewall::Loaded(ruleset.clone()),
-        Op::RemoveFirewall => o.firewall = Firewall::Absent,
-        Op::CreateBridge { name } => {
-            let index = o.links.values().map(|l| l.index).max().unwrap_or(0) + 1;
-            let kind = LinkKind::Bridge(BridgeSettings::WANTED);
-            let link = Link { group: GROUP, ..new_link(index, kind) };
-            assert!(o.links.insert(name.clone(), link).is_none());
-        }
-        Op::ConfigureBridge { name, alias, mac, mtu } => link(o, name, &|l| {
-            l.kind = LinkKind::Bridge(BridgeSettings::WANTED);
-            l.alias.clone_from(alias);
-            l.mac = Some(*mac);
-            l.mtu = *mtu;
-        }),
-        Op::SetSysctl { device, sysctl, value } => link(o, device, &|l| {
-            l.sysctls.insert(*sysctl, *value);
-        }),
-        Op::AddAddress { device, address } => {
-            link(o, device, &|l| {
-                l.addresses.insert(*address);
-            });
-            let route = Route { to: address.trunc(), device: Some(device.clone()), local: false };
-            o.routes.push(route);
-        }
-        Op::RemoveAddress { device, address } => {
-            link(o, device, &|l| {
-                l.addresses.remove(address);
-            });
-            let to = address.trunc();
-            o.routes.retain(|r| r.device.as_ref() != Some(device) || r.to != to);
-        }
-        Op::SetUp { name } => {
-            let Firewall::Loaded(rules) = &o.firewall else { panic!("{name} up without rules") };
-            assert!(
-                rules.text(&instance()).contains(name.as_str()),
-                "{name} up without rules of its own"
-            );
-            link(o, name, &|l| l.up = true);
-        }
-        Op::AttachTap { name, bridge, .. } => {
-            let Firewall::Loaded(rules) = &o.firewall else { panic!("{name} up without rules") };
-            assert!(rules.text(&instance()).contains(name.as_str()), "{name} attached unguarded");
-            let master = o.links[bridge].index;
-            link(o, name, &|l| {
-                l.master = Some(master);
-                l.up = true;
-                l.kind = LinkKind::Tap(PortSettings::WANTED);
-                l.sysctls.extend(Sysctl::TAP);
-            });
-        }
-        Op::WriteHosts { network, hosts } => {
-            let service = o.services.entry(*network).or_default();
-            service.hosts = Some(hosts.clone());
-            service.hosts_loaded = false;
-        }
-        Op::StartDnsmasq { network, bridge, arguments } => {
-            let index = o.links[bridge].index;
-            let service = o.services.entry(*network).or_default();
-            assert!(service.process.is_none(), "a second dnsmasq");
-            assert!(service.hosts.is_some(), "started before its files");
-            service.process = Some(Process { pid: 7, arguments: arguments.clone(), bridge: index });
-            service.hosts_loaded = true;
-        }
-        Op::ReloadDnsmasq { network, .. } => {
-            o.services.get_mut(network).unwrap().hosts_loaded = true;
-        }
-        Op::ReleaseBinding { network, binding, .. } => {
-            let service = o.services.get_mut(network).unwrap();
-            assert!(service.process.is_some(), "nobody to release it");
-            service.bindings.remove(binding);
-        }
-    }
-}
-
 /// Interfaces of the server that an operation changes.
 fn touched(op: &Op) -> Option<&str> {
     match op {
@@ -147,6 +38,11 @@ fn touched(op: &Op) -> Option<&str> {
         | Op::CreateBridge { name }
         | Op::ConfigureBridge { name, .. }
         | Op::SetUp { name }
+        | Op::CreateOverlay { name, .. }
+        | Op::AttachOverlay { name, .. }
+        | Op::SetForwards { name, .. }
+        | Op::PinAddress { port: name, .. }
+        | Op::UnpinAddress { port: name, .. }
         | Op::AttachTap { name, .. } => Some(name),
         Op::SetSysctl { device, .. }
         | Op::AddAddress { device, .. }
@@ -155,10 +51,37 @@ fn touched(op: &Op) -> Option<&str> {
     }
 }
 
+/// The server's own address between servers, two others, and one that is no peer.
+fn place(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, n)
+}
+
+/// Where an interface is and where its machine moves to.
+fn places() -> impl Strategy<Value = (Option<Ipv4Addr>, Option<Ipv4Addr>)> {
+    let one = || prop::option::of((1u8..=4).prop_map(place));
+    (one(), one())
+}
+
+fn overlay(n: u8, mtu: u32) -> Overlay {
+    Overlay {
+        vni: Vni::new(u32::from(n) + 1).unwrap(),
+        local: place(1),
+        port: 4789,
+        peers: BTreeSet::from([place(2), place(3)]),
+        mtu,
+    }
+}
+
 prop_compose! {
-    fn specs()(picks in prop::collection::btree_map(0u8..5, (0u8..4, 0usize..4, any::<bool>()), 0..4))
-        -> Vec<NetworkSpec> {
-        picks.into_iter().map(|(n, (third, leases, odd))| NetworkSpec {
+    fn specs()(
+        picks in prop::collection::btree_map(
+            0u8..5,
+            (0u8..4, 0usize..4, any::<bool>(), prop::option::of(prop_oneof![Just(1450u32), Just(1370)])),
+            0..4,
+        ),
+        places in prop::collection::vec(places(), 4),
+    ) -> Vec<NetworkSpec> {
+        picks.into_iter().map(|(n, (third, leases, odd, mtu))| NetworkSpec {
             id: id(n),
             subnet: Ipv4Net::new([10, 0, third, 0].into(), 24).unwrap(),
             gateway: [10, 0, third, 1].into(),
@@ -167,7 +90,10 @@ prop_compose! {
                 mac: MacAddr([2, 0, 0, 0, n, i as u8]),
                 address: Ipv4Addr::new(10, 0, third, 10 + i as u8),
                 name: if odd && i == 1 { "bad name".into() } else { format!("n{i}") },
+                at: places[i].0,
+                to: places[i].1,
             }).collect(),
+            overlay: mtu.map(|mtu| overlay(n, mtu)),
         }).collect()
     }
 }
@@ -177,6 +103,7 @@ prop_compose! {
 fn foreign() -> impl Strategy<Value = BTreeMap<String, Link>> {
     let name = prop_oneof![
         (0u8..5).prop_map(|n| instance().bridge(id(n))),
+        (0u8..5).prop_map(|n| instance().overlay(id(n))),
         (0u8..5).prop_map(|n| format!("btb-{n:08x}")),
         (0u8..5).prop_map(|n| format!("bta-{n:08x}")),
         Just("docker0".to_owned()),
@@ -186,7 +113,7 @@ fn foreign() -> impl Strategy<Value = BTreeMap<String, Link>> {
         Just((LinkKind::Bridge(BridgeSettings::WANTED), 0)),
         Just((LinkKind::Other, GROUP)),
         Just((LinkKind::Other, 0)),
-        Just((LinkKind::Tap(PortSettings::WANTED), 0)),
+        Just((LinkKind::Tap(PortSettings::GUEST), 0)),
     ];
     prop::collection::btree_map(name, kind, 0..4).prop_map(|picks| {
         let links = picks.into_iter().enumerate();
@@ -207,7 +134,9 @@ prop_compose! {
         taken in prop::option::of(0u8..4),
     ) -> Observed {
         let mut o = Observed { links: foreign, ..Observed::default() };
-        o.links.insert("eth0".into(), Link { mtu, ..new_link(2, LinkKind::Other) });
+        let own = Ipv4Net::new(place(1), 24).unwrap();
+        let eth0 = Link { mtu, addresses: [own].into(), ..new_link(2, LinkKind::Other) };
+        o.links.insert("eth0".into(), eth0);
         let default = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0).unwrap();
         o.routes.push(Route { to: default, device: Some("eth0".into()), local: false });
         if let Some(third) = taken {
@@ -240,7 +169,9 @@ fn start_machines(o: &mut Observed, plan: &Plan) {
 
 fn is_own(o: &Observed, name: &str) -> bool {
     o.links.get(name).is_none_or(|l| {
-        l.is_own_bridge(name, &instance()) || l.own_tap(name, &instance()).is_some()
+        l.is_own_bridge(name, &instance())
+            || l.is_own_overlay(name, &instance())
+            || l.own_tap(name, &instance()).is_some()
     })
 }
 
@@ -296,7 +227,7 @@ proptest! {
     }
 
     #[test]
-    fn damage_is_repaired(server in servers(), wanted in specs(), hits in prop::collection::vec(0u8..9, 1..4)) {
+    fn damage_is_repaired(server in servers(), wanted in specs(), hits in prop::collection::vec(0u8..13, 1..4)) {
         let mut o = server.clone();
         let made = converge(&mut o, &wanted, usize::MAX);
         start_machines(&mut o, &made);
@@ -329,6 +260,25 @@ fn damage(o: &mut Observed, hit: u8) {
         }
         6 => o.services.values_mut().for_each(|s| s.process = None),
         7 => o.services.values_mut().for_each(|s| s.hosts = None),
-        _ => o.links.values_mut().for_each(|l| l.master = None),
+        8 => o.links.values_mut().for_each(|l| {
+            l.master = None;
+            l.entries.clear();
+        }),
+        9 => o.links.values_mut().for_each(|l| l.forwards.clear()),
+        10 => o.links.values_mut().for_each(|l| l.entries.clear()),
+        11 => {
+            let ports = o.links.iter().filter(|(n, l)| l.is_own_overlay(n, &instance()));
+            let found = ports.map(|(name, l)| (name.clone(), l.index)).next();
+            let Some((name, index)) = found else { return };
+            apply(o, &Op::DeleteLink { name, index });
+        }
+        _ => {
+            // Somebody else's idea of where everything is.
+            let to = place(9);
+            for link in o.links.values_mut().filter(|l| matches!(l.kind, LinkKind::Vxlan(..))) {
+                let wrong = |f: &Forward| Forward { to, ..*f };
+                link.forwards = link.forwards.iter().map(wrong).collect();
+            }
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! Interfaces, addresses and routes over rtnetlink.
 
+mod fdb;
+mod read;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -10,21 +13,17 @@ use futures::{TryStream, TryStreamExt};
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage, Stats64,
-};
-use rtnetlink::packet_route::neighbour::NeighbourFlags;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::link::{BridgeStpState, LinkAttribute, LinkMessage, Stats64};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{
-    Error, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    Error, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVxlan,
+    RouteMessageBuilder,
 };
 
 use crate::fabric::NetError;
 use crate::names::GROUP;
-use crate::state::{BridgeSettings, Link, LinkKind, PortSettings, Route};
-
-const LOCAL_TABLE: u32 = 255;
+use crate::state::{Link, PortSettings, Route, VxlanSettings};
+use read::{link, routes_of};
 
 /// A netlink socket in the network namespace that it was opened in.
 #[derive(Clone)]
@@ -163,6 +162,7 @@ impl Netlink {
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
             .mcast_snooping(false)
+            .no_linklocal_learn(true)
             .build();
         let made = self.handle.link().add(message).execute().await;
         made.map_err(refused(&format!("making bridge {name}")))
@@ -180,7 +180,7 @@ impl Netlink {
         let change = || LinkMessageBuilder::<LinkBridge>::new(name).index(index);
         // STP off first: while it is on, the kernel refuses a delay of nothing.
         let stp = change().stp_state(BridgeStpState::Disabled).build();
-        let rest = change().forward_delay(0).mcast_snooping(false).build();
+        let rest = change().forward_delay(0).mcast_snooping(false).no_linklocal_learn(true).build();
         for settings in [stp, rest] {
             // RTM_NEWLINK without CREATE: the request that carries a kind's own settings.
             let set = self.handle.link().set_port(settings).execute().await;
@@ -198,26 +198,64 @@ impl Netlink {
         set.map_err(refused(&format!("labelling tap {name}")))
     }
 
-    /// Puts a tap on a bridge that knows its guest's address and learns no other.
-    pub async fn attach_tap(
+    /// Makes a VXLAN port, down, marked as Basin's from its first moment.
+    pub async fn create_overlay(
+        &self,
+        name: &str,
+        settings: &VxlanSettings,
+    ) -> Result<(), NetError> {
+        let VxlanSettings { vni, local, port, learning } = *settings;
+        let mut message = LinkVxlan::new(name, vni).link_group(GROUP).port(port).learning(learning);
+        if let Some(local) = local {
+            message = message.local(local);
+        }
+        let made = self.handle.link().add(message.build()).execute().await;
+        made.map_err(|e| match &e {
+            Error::NetlinkError(m) if -m.raw_code() == libc::EEXIST => NetError::Refused {
+                what: format!("making VXLAN port {name}"),
+                why: format!(
+                    "another VXLAN interface of this server has the identifier {vni} on UDP port \
+                     {port}; `ip -d link show type vxlan` names it"
+                ),
+            },
+            Error::NetlinkError(m) if -m.raw_code() == libc::EOPNOTSUPP => NetError::Refused {
+                what: format!("making VXLAN port {name}"),
+                why: "the kernel has no VXLAN: load the kernel module vxlan".into(),
+            },
+            _ => refused(&format!("making VXLAN port {name}"))(e),
+        })
+    }
+
+    pub async fn attach_overlay(
         &self,
         name: &str,
         bridge: &str,
-        mac: MacAddr,
+        alias: &str,
         mtu: u32,
+        settings: PortSettings,
     ) -> Result<(), NetError> {
-        let what = format!("putting tap {name} on bridge {bridge}");
+        let index = self.must(name).await?;
+        let message = LinkUnspec::new_with_index(index).alias(alias).build();
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(refused(&format!("labelling {name}")))?;
+        self.attach(name, bridge, mtu, settings).await
+    }
+
+    /// Makes an interface a port of a bridge, and brings it up.
+    pub async fn attach(
+        &self,
+        name: &str,
+        bridge: &str,
+        mtu: u32,
+        settings: PortSettings,
+    ) -> Result<(), NetError> {
+        let what = format!("putting {name} on bridge {bridge}");
         let index = self.must(name).await?;
         let bridge = self.must(bridge).await?;
         let join = LinkUnspec::new_with_index(index).controller(bridge).mtu(mtu).build();
         self.handle.link().set(join).execute().await.map_err(refused(&what))?;
-        let mut entry = self.handle.neighbours().add_bridge(index, &mac.0).replace();
-        entry.message_mut().header.flags = NeighbourFlags::Controller;
-        // A static entry: frames for it still leave through the port.
-        entry = entry.state(rtnetlink::packet_route::neighbour::NeighbourState::Noarp);
-        unless(entry.execute().await, &[libc::EEXIST], &what)?;
-        // Last: its absence is what makes a repair try again.
-        let port = LinkBridgePort::new(index).learning(false).flood(false).build();
+        let PortSettings { learning, flood } = settings;
+        let port = LinkBridgePort::new(index).learning(learning).flood(flood).build();
         self.handle.link().set_port(port).execute().await.map_err(refused(&what))?;
         self.up(name).await
     }
@@ -252,99 +290,4 @@ impl Netlink {
         let deleted = self.handle.address().del(message).execute().await;
         unless(deleted, &[libc::EADDRNOTAVAIL], &what)
     }
-}
-
-fn link(message: &LinkMessage) -> Option<(String, Link)> {
-    let mut link = Link {
-        index: message.header.index,
-        kind: LinkKind::Other,
-        group: 0,
-        alias: String::new(),
-        up: message.header.flags.contains(LinkFlags::Up),
-        mtu: 0,
-        mac: None,
-        master: None,
-        addresses: Default::default(),
-        sysctls: Default::default(),
-    };
-    let mut name = None;
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(text) => name = Some(text.clone()),
-            LinkAttribute::IfAlias(text) => link.alias.clone_from(text),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-            LinkAttribute::Group(group) => link.group = *group,
-            LinkAttribute::Controller(index) => link.master = Some(*index),
-            LinkAttribute::Address(bytes) => {
-                link.mac = bytes.as_slice().try_into().ok().map(MacAddr);
-            }
-            LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
-            _ => {}
-        }
-    }
-    Some((name?, link))
-}
-
-fn kind(infos: &[LinkInfo]) -> LinkKind {
-    let mut bridge = BridgeSettings { stp: false, forward_delay: 0, multicast_snooping: false };
-    // Outside a bridge there is nothing to learn or flood; `master` tells.
-    let mut port = PortSettings { learning: true, flood: true };
-    let mut found = LinkKind::Other;
-    for info in infos {
-        match info {
-            LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge(bridge),
-            LinkInfo::Kind(InfoKind::Tun) => found = LinkKind::Tap(port),
-            LinkInfo::Data(InfoData::Bridge(data)) => {
-                for item in data {
-                    match item {
-                        InfoBridge::StpState(s) => bridge.stp = *s != BridgeStpState::Disabled,
-                        InfoBridge::ForwardDelay(d) => bridge.forward_delay = *d,
-                        InfoBridge::MulticastSnooping(s) => bridge.multicast_snooping = *s,
-                        _ => {}
-                    }
-                }
-            }
-            LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
-                for item in data {
-                    match item {
-                        InfoBridgePort::Learning(on) => port.learning = *on,
-                        InfoBridgePort::UnicastFlood(on) => port.flood = *on,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    match found {
-        LinkKind::Bridge(_) => LinkKind::Bridge(bridge),
-        LinkKind::Tap(_) => LinkKind::Tap(port),
-        LinkKind::Other => LinkKind::Other,
-    }
-}
-
-fn routes_of(message: &RouteMessage, names: &BTreeMap<u32, &String>) -> Vec<Route> {
-    let (mut to, mut devices) = (Ipv4Addr::UNSPECIFIED, vec![]);
-    let mut table = u32::from(message.header.table);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(v4)) => to = *v4,
-            RouteAttribute::Oif(index) => devices.push(*index),
-            RouteAttribute::Table(id) => table = *id,
-            RouteAttribute::MultiPath(hops) => {
-                devices.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            _ => {}
-        }
-    }
-    let Ok(to) = Ipv4Net::new(to, message.header.destination_prefix_length) else {
-        return vec![];
-    };
-    let local = table == LOCAL_TABLE
-        || matches!(message.header.kind, RouteType::Local | RouteType::Broadcast);
-    let route = |device: Option<String>| Route { to, device, local };
-    if devices.is_empty() {
-        return vec![route(None)];
-    }
-    devices.iter().map(|i| route(names.get(i).map(|n| (*n).clone()))).collect()
 }
