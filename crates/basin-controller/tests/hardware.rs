@@ -137,11 +137,6 @@ fn judged(centre: &DataCentre, id: VmId, other: HostId) {
         silent: &BTreeMap::new(),
         free: &free,
         stalled: &BTreeMap::new(),
-        why_not: &|datastore, host| {
-            let owner = snapshot.datastores[&datastore].value.host;
-            (owner != host).then(|| "it is on srv1 alone".to_owned())
-        },
-        local_to: &|datastore| Some(datastore.host),
     };
     let (moving, sites, stores) = (view.vm(id).unwrap(), view.sites(), view.stores());
     assert_eq!(moving.activity, Activity::Running);

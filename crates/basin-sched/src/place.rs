@@ -1,7 +1,7 @@
 //! Pure. Which server a VM starts on: it must fit, and the least loaded wins.
 
-use std::collections::BTreeMap;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use basin_model::host::HostCapacity;

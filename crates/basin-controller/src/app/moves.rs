@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use basin_model::datastore::Datastore;
+use basin_model::datastore::Sharing;
 use basin_model::host::{Host, HostStatus, QemuInfo};
 use basin_model::vm::{Phase, Vm};
 use basin_model::volume::{Volume, VolumeSource};
@@ -15,6 +15,7 @@ use basin_sched::movable::{Activity, MovingDisk, MovingVm, Site, Store, Stores};
 use super::inventory::Snapshot;
 use super::vm_power;
 use crate::intake::chain;
+use crate::intake::reach::{When, why_not};
 use crate::intake::vm_patch::is_stopped;
 
 /// What is known of everything that matters to a move.
@@ -25,10 +26,6 @@ pub struct View<'a> {
     pub free: &'a BTreeMap<DatastoreId, Bytes>,
     /// Disks whose requests wait, and why.
     pub stalled: &'a BTreeMap<VolumeId, String>,
-    /// Why a server does not reach a datastore, where it does not.
-    pub why_not: &'a dyn Fn(DatastoreId, HostId) -> Option<String>,
-    /// The only server that a datastore is meant for, where it is one's own.
-    pub local_to: &'a dyn Fn(&Datastore) -> Option<HostId>,
 }
 
 impl View<'_> {
@@ -71,7 +68,7 @@ impl View<'_> {
             qemu,
             daemon: status.daemon_version.clone(),
             without_datastores: datastores
-                .filter_map(|id| Some((*id, (self.why_not)(*id, host.id)?)))
+                .filter_map(|id| Some((*id, why_not(*id, host.id, When::Now, self.snapshot)?)))
                 .collect(),
             without_networks: self.snapshot.networks.keys().filter_map(network).collect(),
         }
@@ -83,7 +80,10 @@ impl View<'_> {
             .map(|datastore| {
                 let store = Store {
                     name: datastore.meta.name.to_string(),
-                    local_to: (self.local_to)(datastore),
+                    local_to: match datastore.sharing {
+                        Sharing::Local(owner) => Some(owner),
+                        Sharing::Shared { .. } => None,
+                    },
                     free: self.free.get(&datastore.id).copied(),
                 };
                 (datastore.id, store)

@@ -13,8 +13,8 @@ use jiff::Timestamp;
 
 use super::inventory::Snapshot;
 use super::vms::committed_memory;
-use crate::intake::reach::{When, reachable_from};
 use super::{App, baseline, problems};
+use crate::intake::reach::{When, reachable_from};
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_power_change::{Change, VmPowerChange};
 use crate::workflows::vm_power_on::VmPowerOn;

@@ -58,7 +58,8 @@ fn snapshot() -> Snapshot {
     for (n, shared, trouble) in
         [(1, vec![7], vec![]), (2, vec![7], vec![7, 2]), (3, vec![], vec![])]
     {
-        let record = Host { id: host(n), meta: meta(format!("srv{n}")) };
+        let meta = meta(format!("srv{n}"));
+        let record = Host { id: host(n), meta, address: None, api_port: None, drain: None };
         s.hosts.insert(record.id, versioned(record));
         s.host_statuses.insert(host(n), versioned(status(n, &shared, &trouble)));
     }

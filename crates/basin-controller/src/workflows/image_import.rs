@@ -11,7 +11,6 @@ use basin_model::HostId;
 use basin_model::image::{Image, ImageContent, ImageState};
 use basin_model::keys;
 use basin_model::task::Problem;
-use basin_node::NodeApi;
 use basin_storage::{ImportRequest, ImportSource};
 use basin_store::records::TxnBuilder;
 use serde::{Deserialize, Serialize};

@@ -8,8 +8,8 @@ use basin_model::datastore::{Capacity, Datastore};
 use basin_model::host::HostStatus;
 use basin_model::image::ImageContent;
 use basin_model::volume::Volume;
-use basin_model::{Bytes, DatastoreId, ImageId, VmId};
-use basin_storage::{ImportRequest, Progress, UploadId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, VmId};
+use basin_storage::{ImportRequest, Progress, Proof, UploadId};
 use ipnet::Ipv4Net;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,42 @@ impl Method for CloseDatastore {
 
     fn turn(&self) -> Option<Uuid> {
         Some(self.datastore.uuid())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct DiscardDatastore {
+    pub datastore: Datastore,
+}
+
+impl Method for DiscardDatastore {
+    const NAME: &'static str = "discard_datastore";
+    type Answer = ();
+
+    async fn run(self, node: &dyn NodeApi) -> Result<(), NodeError> {
+        node.discard_datastore(&self.datastore).await
+    }
+
+    fn turn(&self) -> Option<Uuid> {
+        Some(self.datastore.id.uuid())
+    }
+}
+
+/// Takes no turn: the two servers that prove themselves to each other may both be
+/// opening the datastore.
+#[derive(Serialize, Deserialize)]
+pub struct WitnessDatastore {
+    pub datastore: DatastoreId,
+    pub from: HostId,
+    pub proof: Proof,
+}
+
+impl Method for WitnessDatastore {
+    const NAME: &'static str = "witness_datastore";
+    type Answer = Proof;
+
+    async fn run(self, node: &dyn NodeApi) -> Result<Proof, NodeError> {
+        node.witness_datastore(self.datastore, self.from, self.proof).await
     }
 }
 

@@ -10,6 +10,7 @@ mod body;
 mod call;
 mod connect;
 mod console;
+mod image;
 mod io;
 mod listen;
 mod long;

@@ -5,15 +5,16 @@ use basin_model::datastore::{Capacity, Datastore};
 use basin_model::host::HostStatus;
 use basin_model::image::ImageContent;
 use basin_model::volume::Volume;
-use basin_model::{Bytes, DatastoreId, ImageId, VmId};
-use basin_storage::{ImportRequest, Progress, UploadId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, VmId};
+use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
 use ipnet::Ipv4Net;
 use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
 
 use super::methods::{
     Allocated, CapacityOf, CheckSubnet, CloseDatastore, CreateVolume, DeleteImage, DeleteVolume,
-    DiscardUpload, ForgetVm, GrowVolume, ImportImage, OpenDatastore, Status, Usage,
+    DiscardDatastore, DiscardUpload, ForgetVm, GrowVolume, ImportImage, OpenDatastore, Status,
+    Usage, WitnessDatastore,
 };
 use super::peer::Peer;
 use crate::api::{Chain, ConsoleLink, NodeApi, NodeError, NodeUsage};
@@ -49,6 +50,19 @@ impl NodeApi for RemoteNode {
         self.0.call(CloseDatastore { datastore }).await
     }
 
+    async fn discard_datastore(&self, datastore: &Datastore) -> Answer<()> {
+        self.0.call(DiscardDatastore { datastore: datastore.clone() }).await
+    }
+
+    async fn witness_datastore(
+        &self,
+        datastore: DatastoreId,
+        from: HostId,
+        proof: Proof,
+    ) -> Answer<Proof> {
+        self.0.call(WitnessDatastore { datastore, from, proof }).await
+    }
+
     async fn capacity(&self, datastore: DatastoreId) -> Answer<Capacity> {
         self.0.call(CapacityOf { datastore }).await
     }
@@ -79,6 +93,15 @@ impl NodeApi for RemoteNode {
 
     async fn discard_upload(&self, datastore: DatastoreId, upload: UploadId) -> Answer<()> {
         self.0.call(DiscardUpload { datastore, upload }).await
+    }
+
+    async fn read_image(
+        &self,
+        datastore: DatastoreId,
+        image: ImageId,
+        offset: Bytes,
+    ) -> Answer<ImageBytes> {
+        self.0.read_image(datastore, image, offset).await
     }
 
     async fn delete_image(&self, datastore: DatastoreId, image: ImageId) -> Answer<()> {

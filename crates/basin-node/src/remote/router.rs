@@ -12,11 +12,11 @@ use axum::routing::{any, post};
 use super::call::{self, UNKNOWN, refuse_with};
 use super::methods::{
     Allocated, CapacityOf, CheckSubnet, CloseDatastore, CreateVolume, DeleteImage, DeleteVolume,
-    DiscardUpload, ForgetVm, GrowVolume, ImportImage, LongMethod, Method, OpenDatastore, Status,
-    Usage,
+    DiscardDatastore, DiscardUpload, ForgetVm, GrowVolume, ImportImage, LongMethod, Method,
+    OpenDatastore, Status, Usage, WitnessDatastore,
 };
 use super::turns::Turns;
-use super::{PATH, console, long, upload};
+use super::{PATH, console, image, long, upload};
 use crate::api::NodeApi;
 use crate::pki::FromServer;
 
@@ -37,11 +37,14 @@ pub fn router(node: Arc<dyn NodeApi>) -> Router {
         .merge(short::<Usage>())
         .merge(short::<OpenDatastore>())
         .merge(short::<CloseDatastore>())
+        .merge(short::<DiscardDatastore>())
+        .merge(short::<WitnessDatastore>())
         .merge(short::<CapacityOf>())
         .merge(short::<CheckSubnet>())
         .merge(long::<ImportImage>())
         .route(&format!("/{}", upload::NAME), post(upload::handle))
         .merge(short::<DiscardUpload>())
+        .route(&format!("/{}", image::NAME), post(image::handle))
         .merge(short::<DeleteImage>())
         .merge(long::<CreateVolume>())
         .merge(short::<GrowVolume>())

@@ -9,11 +9,13 @@ use basin_model::task::Problem;
 use basin_model::volume::{Volume, VolumeFormat};
 use basin_model::{Bytes, DatastoreId, HostId, ImageId, Vcpus, VmId};
 use basin_node::{Chain, ConsoleLink, NodeApi, NodeError, NodeUsage, VmUsage};
-use basin_storage::{ImportRequest, Progress, UploadId};
+use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
+use futures::stream;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -92,6 +94,9 @@ pub fn status() -> HostStatus {
         kvm: KvmVerdict { usable: false, reason: "no".into() },
         cgroups: "v2".into(),
         conditions: vec![],
+        hardware: Some(basin_qemu::fake::hardware_facts()),
+        overlay_mtu: Some(1450),
+        shared_datastores: Default::default(),
     }
 }
 
@@ -117,6 +122,11 @@ pub fn content() -> ImageContent {
     }
 }
 
+/// More than one frame holds.
+pub fn image_file() -> Vec<u8> {
+    (0..3_000_001u32).map(|n| (n % 251) as u8).collect()
+}
+
 #[async_trait]
 impl NodeApi for Fake {
     async fn status(&self) -> Answer<HostStatus> {
@@ -136,6 +146,20 @@ impl NodeApi for Fake {
 
     async fn close_datastore(&self, datastore: DatastoreId) -> Answer<()> {
         self.note("close_datastore", json!([datastore]))
+    }
+
+    async fn discard_datastore(&self, datastore: &Datastore) -> Answer<()> {
+        self.note("discard_datastore", json!([datastore]))
+    }
+
+    async fn witness_datastore(
+        &self,
+        datastore: DatastoreId,
+        from: HostId,
+        proof: Proof,
+    ) -> Answer<Proof> {
+        self.note("witness_datastore", json!([datastore, from, proof]))?;
+        Ok(Proof(Uuid::from_u128(9)))
     }
 
     async fn capacity(&self, datastore: DatastoreId) -> Answer<Capacity> {
@@ -181,6 +205,27 @@ impl NodeApi for Fake {
 
     async fn discard_upload(&self, datastore: DatastoreId, upload: UploadId) -> Answer<()> {
         self.note("discard_upload", json!([datastore, upload]))
+    }
+
+    async fn read_image(
+        &self,
+        datastore: DatastoreId,
+        image: ImageId,
+        offset: Bytes,
+    ) -> Answer<ImageBytes> {
+        self.note("read_image", json!([datastore, image, offset]))?;
+        let bytes = match self.endless.lock().unwrap().is_some() {
+            false => image_file()[offset.get() as usize..]
+                .chunks(1 << 20)
+                .map(|c| Ok(c.to_vec()))
+                .collect(),
+            true => vec![Ok(vec![1; 1000]), Err(std::io::Error::other("the disk broke"))],
+        };
+        let bytes = StreamReader::new(stream::iter(
+            bytes.into_iter().map(|b: std::io::Result<Vec<u8>>| b.map(bytes::Bytes::from)),
+        ));
+        let size = Bytes(image_file().len() as u64);
+        Ok(ImageBytes { size, sha256: "cd".repeat(32), bytes: Box::pin(bytes) })
     }
 
     async fn delete_image(&self, datastore: DatastoreId, image: ImageId) -> Answer<()> {

@@ -1,15 +1,16 @@
 use std::sync::{Arc, Mutex};
 
-use basin_model::datastore::{Datastore, DatastoreKind};
+use basin_model::datastore::{Datastore, DatastoreKind, DatastoreState, Sharing};
 use basin_model::image::{Image, ImageKind, ImageState, SourceFormat};
 use basin_model::task::Problem;
 use basin_model::volume::{Volume, VolumeFormat, VolumeSource, VolumeState};
 use basin_model::{Bytes, DatastoreId, HostId, ImageId, Meta, VmId, VolumeId};
 use basin_node::remote::{Peers, full};
 use basin_node::{Chain, NodeApi, NodeError};
-use basin_storage::{ImportRequest, ImportSource, UploadId};
+use basin_storage::{ImportRequest, ImportSource, Proof, UploadId};
 use hyper::Request;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -48,7 +49,8 @@ fn datastore() -> Datastore {
     Datastore {
         id: DatastoreId::from_uuid(Uuid::now_v7()),
         meta: meta("fast"),
-        host: HostId::from_uuid(Uuid::now_v7()),
+        sharing: Sharing::Local(HostId::from_uuid(Uuid::now_v7())),
+        state: DatastoreState::Ready,
         kind: DatastoreKind::Dir { path: "/srv/fast".into() },
         quota: Some(Bytes::gib(100)),
         overcommit_percent: 150,
@@ -83,6 +85,10 @@ async fn ask_all(node: &dyn NodeApi, fake: &Fake) -> Vec<Result<Value, NodeError
     check("usage", json!({}), value(node.usage().await));
     check("open_datastore", json!([store]), value(node.open_datastore(&store).await));
     check("close_datastore", json!([store.id]), value(node.close_datastore(store.id).await));
+    check("discard_datastore", json!([store]), value(node.discard_datastore(&store).await));
+    let (from, proof) = (HostId::from_uuid(Uuid::now_v7()), Proof(Uuid::now_v7()));
+    let answer = node.witness_datastore(store.id, from, proof).await;
+    check("witness_datastore", json!([store.id, from, proof]), value(answer));
     check("capacity", json!([store.id]), value(node.capacity(store.id).await));
     let subnet = "10.1.2.0/24".parse().unwrap();
     check("check_subnet", json!(["10.1.2.0/24"]), value(node.check_subnet(subnet).await));
@@ -92,6 +98,16 @@ async fn ask_all(node: &dyn NodeApi, fake: &Fake) -> Vec<Result<Value, NodeError
     check("receive_upload", json!([store.id, upload]), value(answer));
     let answer = node.discard_upload(store.id, upload).await;
     check("discard_upload", json!([store.id, upload]), value(answer));
+    let answer = match node.read_image(store.id, import.image, Bytes(7)).await {
+        Ok(mut read) => {
+            let mut bytes = Vec::new();
+            read.bytes.read_to_end(&mut bytes).await.unwrap();
+            assert!(bytes == fake::image_file()[7..]);
+            Ok((read.size, read.sha256, bytes.len()))
+        }
+        Err(error) => Err(error),
+    };
+    check("read_image", json!([store.id, import.image, 7]), value(answer));
     let answer = node.delete_image(store.id, import.image).await;
     check("delete_image", json!([store.id, import.image]), value(answer));
     let answer = node.create_volume(&volume, &chain, quiet(), go()).await;
