@@ -66,6 +66,10 @@ async fn until<T>(what: &str, mut there: impl AsyncFnMut() -> Option<T>) -> T {
     tokio::time::timeout(AT_MOST, work).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
+fn host_record(id: HostId, name: &str) -> Host {
+    Host { id, meta: meta(name), address: None, api_port: None, drain: None }
+}
+
 impl Cluster {
     fn new() -> Cluster {
         Cluster { dir: tempfile::tempdir().unwrap(), net: Arc::default() }
@@ -73,7 +77,7 @@ impl Cluster {
 
     /// Starts a server that is not to be called by others yet.
     async fn start(&self, n: u128, store: &Arc<MemStore>) -> Member {
-        let record = Host { id: host(n), meta: meta(&format!("srv{n}")) };
+        let record = host_record(host(n), &format!("srv{n}"));
         put(store, &keys::host(record.id), &record).await;
         let state = self.dir.path().join(format!("state{n}"));
         let config = NodeConfig {
@@ -86,6 +90,7 @@ impl Cluster {
             kvm: KvmVerdict { usable: false, reason: "a fake has none".into() },
             peers: self.net.clone(),
             image_cache: None,
+            hardware: None,
         };
         let engine = Arc::new(FakeWorld::with_dir(state.join("fake")).engine());
         let fabric = Arc::new(FakeFabric::new());
@@ -194,7 +199,7 @@ async fn a_copy_at_the_same_place_is_refused_and_the_right_one_found_again() {
     cluster.connect(&a);
     let copy = std::process::Command::new("cp").arg("-a").args([&original, &copied]).status();
     assert!(copy.unwrap().success());
-    let host = Host { id: a.host, meta: meta("srv1") };
+    let host = host_record(a.host, "srv1");
     put(&right, &keys::host(a.host), &host).await;
     put(&right, &keys::host_status(a.host), &a.status().await).await;
     let kind = DatastoreKind::Dir { path: copied };
