@@ -25,7 +25,7 @@ const USAGE: &str = "usage: guest-tool COMMAND [key=value]...
 
 disk-write    dev=PATH [start=BLOCK] [blocks=N] [seed=N] [count=N] [every=N] [resume=yes]
 disk-check    dev=PATH [start=BLOCK] [blocks=N] [seed=N] [acked=N]
-dirty         [rate=MIB_PER_SECOND] [mib=N] [passes=N]
+dirty         [rate=MIB_PER_SECOND] [mib=N] [hot=N] [passes=N]
 ticks         [ms=N] [count=N]
 heartbeat     to=ADDRESS:PORT [ms=N] [count=N]
 tcp-echo      [port=N]
