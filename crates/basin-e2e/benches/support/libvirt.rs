@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use basin_e2e::{Server, images, process};
@@ -85,7 +86,13 @@ impl Libvirt {
             .spawn()
             .context("run libvirtd")?;
         let libvirt = Libvirt { daemon, partition, dir, files: files.to_owned(), made };
-        basin_e2e::until("libvirtd answers", || libvirt.command(&["uri"]).is_ok());
+        let begin = Instant::now();
+        while let Err(error) = libvirt.virsh(&["uri"]) {
+            if begin.elapsed() > basin_e2e::SOON {
+                return Err(error.context("libvirtd does not answer"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
         Ok(libvirt)
     }
 
