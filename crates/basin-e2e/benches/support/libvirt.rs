@@ -56,7 +56,9 @@ impl Libvirt {
         }
         fs::write(dir.join("libvirtd.conf"), daemon_conf(&dir, server))?;
         fs::write(dir.join("qemu.conf"), QEMU_CONF)?;
-        for (file, line) in [("passwd", USER), ("group", GROUP)] {
+        // It asks for the address of its host at each move, where nobody would answer.
+        let host = format!("127.0.1.1 {}\n", server.place.name);
+        for (file, line) in [("passwd", USER), ("group", GROUP), ("hosts", host.as_str())] {
             let mut text = fs::read_to_string(Path::new("/etc").join(file))?;
             text.push_str(line);
             fs::write(dir.join(file), text)?;
@@ -65,8 +67,8 @@ impl Libvirt {
             "set -e; mount --make-rprivate /; \
              for d in {}; do mount -t tmpfs -o mode=0755 tmpfs $d; done; \
              cp {dir}/qemu.conf /etc/libvirt/qemu.conf; \
-             for f in passwd group; do mount --bind {dir}/$f /etc/$f; done; \
-             hostname {name}; virtlogd --daemon; \
+             for f in passwd group hosts; do mount --bind {dir}/$f /etc/$f; done; \
+             hostname {name}; virtlogd --daemon --pid-file {dir}/virtlogd.pid; \
              libvirtd --config {dir}/libvirtd.conf --pid-file {dir}/pid & wait",
             HIDDEN.join(" "),
             name = server.place.name,
