@@ -47,3 +47,30 @@ mod sqlite {
 
     crate::conformance!(fresh);
 }
+
+pub(crate) mod etcd {
+    use super::*;
+    use crate::Store;
+    use server::Cluster;
+
+    #[path = "../tests/etcd/server.rs"]
+    pub mod server;
+
+    /// Each case has an etcd of its own: they compact.
+    async fn fresh() -> Subject {
+        let cluster = Cluster::start(1).await;
+        let store = Arc::new(cluster.store());
+        let compacted = Arc::clone(&store);
+        Subject {
+            store,
+            prefix: "/test/".to_owned(),
+            compact: Box::new(move |revision| {
+                let store = Arc::clone(&compacted);
+                async move { store.compact(revision).await.expect("etcd compacts") }.boxed()
+            }),
+            keep: Box::new(cluster),
+        }
+    }
+
+    crate::conformance!(fresh);
+}
