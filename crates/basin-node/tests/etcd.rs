@@ -155,7 +155,8 @@ async fn a_member_outlives_the_daemon_is_adopted_and_started_again() {
     let world = World::new();
     let config = world.first();
     let _killed = Killed(config.clone());
-    let groups = basin_qemu::qemu::cgroup::Cgroups::open(&format!("basin-etcd-{}", std::process::id()));
+    let groups =
+        basin_qemu::qemu::cgroup::Cgroups::open(&format!("basin-etcd-{}", std::process::id()));
     let groups = groups.unwrap();
     let stop = CancellationToken::new();
     let member = EtcdMember::start(config.clone(), Some(groups.service("etcd")), &stop).await;

@@ -48,13 +48,9 @@ mod sqlite {
     crate::conformance!(fresh);
 }
 
-pub(crate) mod etcd {
+mod etcd {
     use super::*;
-    use crate::Store;
-    use server::Cluster;
-
-    #[path = "../tests/etcd/server.rs"]
-    pub mod server;
+    use crate::etcd_server::Cluster;
 
     /// Each case has an etcd of its own: they compact.
     async fn fresh() -> Subject {

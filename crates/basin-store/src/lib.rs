@@ -33,4 +33,8 @@ pub use store::{
 extern crate self as basin_store;
 
 #[cfg(test)]
+#[path = "../tests/etcd/server.rs"]
+mod etcd_server;
+
+#[cfg(test)]
 mod conformance_tests;

@@ -131,7 +131,9 @@ impl View<'_> {
     /// Servers that could take a vote now, best first.
     fn spares(&self) -> impl Iterator<Item = &Candidate> {
         let is_member = |host| self.members.iter().any(|m| m.host == Some(host));
-        self.hosts.iter().filter(move |h| h.willing && h.silent_since.is_none() && !is_member(h.host))
+        self.hosts
+            .iter()
+            .filter(move |h| h.willing && h.silent_since.is_none() && !is_member(h.host))
     }
 
     /// Whether the vote of a member is well where it is.
@@ -197,7 +199,9 @@ impl View<'_> {
     fn towards(&self, target: usize) -> Verdict {
         let kept = self.voters().filter(|m| self.keeps(m)).count();
         let voters = self.voters().count();
-        if kept < target && let Some(spare) = self.spares().next() {
+        if kept < target
+            && let Some(spare) = self.spares().next()
+        {
             // Never to an even number that would stay: the way there must be open.
             let reachable = kept + self.spares().count() >= target;
             if reachable {
@@ -222,7 +226,8 @@ impl View<'_> {
             }
         }
         if kept < target {
-            let why = format!("{kept} of {target} voters are there, and no server can be added now");
+            let why =
+                format!("{kept} of {target} voters are there, and no server can be added now");
             return verdict(Step::Wait, why);
         }
         verdict(Step::Settled, format!("{voters} voters, all answer"))

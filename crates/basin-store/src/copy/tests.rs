@@ -115,7 +115,7 @@ async fn a_copy_survives_every_cut() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_servers_store_enters_etcd() {
-    use crate::conformance_tests::etcd::server::Cluster;
+    use crate::etcd_server::Cluster;
     let dir = tempfile::tempdir().unwrap();
     let from = SqliteStore::open(&dir.path().join("store.sqlite")).unwrap();
     filled(&from).await;

@@ -102,7 +102,9 @@ impl Link {
             probe_every,
         });
         let (keeping, stopped) = (Arc::clone(&shared), stop.clone());
-        tokio::spawn(async move { stopped.run_until_cancelled(super::keeper::keep(&keeping)).await });
+        tokio::spawn(
+            async move { stopped.run_until_cancelled(super::keeper::keep(&keeping)).await },
+        );
         Self { shared, _keeper: stop.drop_guard() }
     }
 

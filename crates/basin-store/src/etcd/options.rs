@@ -46,7 +46,9 @@ pub struct EtcdIdentity {
 
 impl fmt::Debug for EtcdTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdTls").field("identity", &self.identity.is_some()).finish_non_exhaustive()
+        f.debug_struct("EtcdTls")
+            .field("identity", &self.identity.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -58,7 +60,10 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// Checks all of them; what is wrong with one is wrong with the request.
-pub(crate) fn endpoints(urls: &[String], tls: Option<&EtcdTls>) -> Result<Vec<Endpoint>, StoreError> {
+pub(crate) fn endpoints(
+    urls: &[String],
+    tls: Option<&EtcdTls>,
+) -> Result<Vec<Endpoint>, StoreError> {
     if urls.is_empty() {
         return Err(StoreError::Invalid("no address of an etcd member is given".to_owned()));
     }
@@ -104,7 +109,8 @@ mod tests {
         let tls = tls.then(|| {
             let key = rcgen::KeyPair::generate().unwrap();
             let names = vec!["x".to_owned()];
-            let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+            let certificate =
+                rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
             EtcdTls { ca: certificate.pem().into_bytes(), identity: None }
         });
         match (endpoints(&[url.to_owned()], tls.as_ref()), expect) {

@@ -122,7 +122,7 @@ impl Watching {
         // The member may just be behind; the quorum is not.
         let limit = Duration::from_secs(2);
         match probe(conn.channel.clone(), limit).await {
-            Ok(answer) if answer.header.is_some_and(|h| h.revision < to_wire(after)) => {
+            Ok(answer) if answer.header.as_ref().is_some_and(|h| h.revision < to_wire(after)) => {
                 Err(StoreError::Compacted(after))
             }
             // An error: the stream will meet it, too.

@@ -117,7 +117,8 @@ async fn commits_over_a_broken_connection_are_done_refused_or_unknown() {
     assert!(!done.is_empty() && !unknown.is_empty(), "{} and {}", done.len(), unknown.len());
     let lost: Vec<_> = done.difference(&there).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-    let never: Vec<_> = there.iter().filter(|k| !done.contains(*k) && !unknown.contains(*k)).collect();
+    let never: Vec<_> =
+        there.iter().filter(|k| !done.contains(*k) && !unknown.contains(*k)).collect();
     assert!(never.is_empty(), "nobody wrote {never:?}");
 }
 
@@ -131,9 +132,12 @@ async fn another_endpoint_takes_over() {
     let start = commit(&store, vec![put("a", "0")]).await.unwrap();
     let mut watch = store.watch("a", start).await.unwrap();
     assert_eq!(store.endpoint().as_deref(), Some(one.url.as_str()));
-    for (n, (from, to, mode)) in [(&one, &two, Mode::Cut), (&two, &one, Mode::Stall)].iter().enumerate() {
+    for (n, (from, to, mode)) in
+        [(&one, &two, Mode::Cut), (&two, &one, Mode::Stall)].iter().enumerate()
+    {
         from.set(*mode);
-        until("the other endpoint is used", async || store.endpoint() == Some(to.url.clone())).await;
+        until("the other endpoint is used", async || store.endpoint() == Some(to.url.clone()))
+            .await;
         store.get("a").await.unwrap();
         commit(&store, vec![put("a", n.to_string())]).await.unwrap();
         assert_eq!(shown(&mut watch).await, [format!("a={n}")]);
@@ -153,7 +157,10 @@ async fn an_idle_store_notices_that_etcd_is_gone() {
     let lost = tokio::time::timeout(super::PATIENCE, contact.wait_for(|c| c.lost.is_some())).await;
     let answered = lost.expect("noticed in time").unwrap().answered.unwrap();
     let refused = store.get("a").await;
-    assert!(matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains(&proxy.url)), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains(&proxy.url)),
+        "{refused:?}"
+    );
     proxy.set(Mode::Pass);
     contact.wait_for(|c| c.lost.is_none() && c.answered > Some(answered)).await.unwrap();
     commit(&cluster.store(), vec![put("a", "1")]).await.unwrap();

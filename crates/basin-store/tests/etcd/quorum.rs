@@ -11,12 +11,10 @@ use super::{commit, put, shown, until};
 
 /// Commits until it is done: during an election it may be refused.
 async fn commit_at_last(store: &dyn Store, key: &str, value: &str) {
-    until("a commit is taken", async || {
-        match commit(store, vec![put(key, value)]).await {
-            Ok(_) => true,
-            Err(StoreError::Unavailable(_)) => false,
-            Err(other) => panic!("{other}"),
-        }
+    until("a commit is taken", async || match commit(store, vec![put(key, value)]).await {
+        Ok(_) => true,
+        Err(StoreError::Unavailable(_)) => false,
+        Err(other) => panic!("{other}"),
     })
     .await;
 }

@@ -136,7 +136,12 @@ impl Cluster {
     }
 
     /// One member at this address, with TLS on the clients' side.
-    pub async fn start_tls(address: Ipv4Addr, dir: TempDir, files: &TlsFiles, tls: EtcdTls) -> Cluster {
+    pub async fn start_tls(
+        address: Ipv4Addr,
+        dir: TempDir,
+        files: &TlsFiles,
+        tls: EtcdTls,
+    ) -> Cluster {
         let members = vec![Etcd::new("m0", dir.path(), address, Some(files))];
         let mut cluster = Cluster { members, dir, tls: Some(tls) };
         cluster.begin(&[]).await;

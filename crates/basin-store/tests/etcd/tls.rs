@@ -68,9 +68,8 @@ async fn certificates_are_checked_on_both_sides_and_can_be_replaced() {
         identity: Some(issuer.issue("client", &[])),
     };
     let cluster = Cluster::start_tls(address, dir, &files, client(&ours, &ours)).await;
-    let connect = |tls: EtcdTls| {
-        EtcdStore::connect(&EtcdOptions::new(cluster.urls(), Some(tls))).unwrap()
-    };
+    let connect =
+        |tls: EtcdTls| EtcdStore::connect(&EtcdOptions::new(cluster.urls(), Some(tls))).unwrap();
 
     let why = refused(connect(client(&theirs, &ours)).get("a").await);
     assert!(why.contains("certificate"), "{why}");
