@@ -29,7 +29,6 @@ struct World {
     ca: CertifiedIssuer<'static, KeyPair>,
     token: String,
     stop: CancellationToken,
-    members: Vec<EtcdMember>,
 }
 
 fn own_address() -> Ipv4Addr {
@@ -49,7 +48,7 @@ impl World {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let (dir, token) = (tempfile::tempdir().unwrap(), Uuid::new_v4().to_string());
-        World { dir, ca, token, stop: CancellationToken::new(), members: Vec::new() }
+        World { dir, ca, token, stop: CancellationToken::new() }
     }
 
     fn config(&self, beginning: Beginning) -> MemberConfig {

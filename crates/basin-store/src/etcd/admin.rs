@@ -95,14 +95,17 @@ impl EtcdAdmin {
         let asked = self.ask::<_, MembersResponse>(rpc::MEMBER_PROMOTE, MemberRequest { id }).await;
         match asked {
             Ok(_) => Ok(true),
-            Err(e) if says(&e, "in sync with leader") => Ok(false),
-            // It has a vote already.
-            Err(e) if says(&e, "can only promote a learner member") => Ok(true),
+            // etcd 3.4 says so of one that votes already, too.
+            Err(e) if says(&e, "can only promote a learner member") => {
+                let members = self.members().await?;
+                Ok(members.iter().any(|m| m.id == id && !m.learner))
+            }
             Err(e) => Err(e),
         }
     }
 
-    /// One that is not there is removed.
+    /// One that is not there is removed. etcd refuses ([`StoreError::Unavailable`]) for
+    /// some seconds after a change or an election: ask again.
     pub async fn remove(&self, id: u64) -> Result<(), StoreError> {
         let asked = self.ask::<_, MembersResponse>(rpc::MEMBER_REMOVE, MemberRequest { id }).await;
         match asked {

@@ -223,20 +223,20 @@ impl Watching {
             Ok(moments) => moments,
             Err(error) => return Some(End::Failed(error)),
         };
+        let mut full = false;
         for moment in moments {
             match self.items.try_send(Ok(moment)) {
                 Ok(()) => (),
                 Err(mpsc::error::TrySendError::Closed(_)) => return Some(End::Unread),
+                // What has been taken in is delivered, then the stream is closed.
                 Err(mpsc::error::TrySendError::Full(moment)) => {
-                    // What is in memory is still delivered, then the stream is closed.
-                    let sent = self.items.send(moment).await;
-                    if sent.is_err() {
+                    full = true;
+                    if self.items.send(moment).await.is_err() {
                         return Some(End::Unread);
                     }
-                    return Some(End::Full);
                 }
             }
         }
-        None
+        full.then_some(End::Full)
     }
 }
