@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Servers of one cluster, on addresses of their own, and their CA.
 struct World {
+    /// Dropped first: the members live in the directory.
+    started: Mutex<Vec<Killed>>,
     dir: tempfile::TempDir,
     ca: CertifiedIssuer<'static, KeyPair>,
     token: String,
@@ -48,7 +51,7 @@ impl World {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let (dir, token) = (tempfile::tempdir().unwrap(), Uuid::new_v4().to_string());
-        World { dir, ca, token, stop: CancellationToken::new() }
+        World { dir, ca, token, stop: CancellationToken::new(), started: Mutex::default() }
     }
 
     fn config(&self, beginning: Beginning) -> MemberConfig {
@@ -65,7 +68,7 @@ impl World {
         let client_port = free_port(address);
         let peer_port =
             std::iter::repeat_with(|| free_port(address)).find(|p| *p != client_port).unwrap();
-        MemberConfig {
+        let config = MemberConfig {
             program: "etcd".into(),
             name,
             dir,
@@ -74,7 +77,9 @@ impl World {
             peer_port,
             tls: Some(MemberTls { ca, certificate: both.clone(), key: both, revoked: None }),
             beginning,
-        }
+        };
+        self.started.lock().unwrap().push(Killed(config.clone()));
+        config
     }
 
     fn first(&self) -> MemberConfig {
@@ -153,7 +158,6 @@ async fn pid(member: &EtcdMember) -> u32 {
 async fn a_member_outlives_the_daemon_is_adopted_and_started_again() {
     let world = World::new();
     let config = world.first();
-    let _killed = Killed(config.clone());
     let groups =
         basin_qemu::qemu::cgroup::Cgroups::open(&format!("basin-etcd-{}", std::process::id()));
     let groups = groups.unwrap();
@@ -209,7 +213,6 @@ async fn a_member_that_cannot_run_says_why_and_is_tried_again() {
     member.shut_down().await.unwrap();
 
     let config = world.first();
-    let _killed = Killed(config.clone());
     fs::write(&config.tls.as_ref().unwrap().certificate, "not a certificate").unwrap();
     let member = world.start(config.clone()).await;
     let mut state = member.state();
@@ -310,7 +313,14 @@ impl Cluster {
                 }
             }
         };
-        assert!(timeout(PATIENCE, done).await.is_ok(), "it settles: {:?}", self.look().await);
+        if timeout(PATIENCE, done).await.is_err() {
+            for member in self.running.values() {
+                let log = fs::read_to_string(member.config().dir.join("etcd.log")).unwrap();
+                let lines: Vec<&str> = log.lines().collect();
+                eprintln!("{}", lines[lines.len().saturating_sub(5)..].join("\n"));
+            }
+            panic!("it does not settle: {:?}", self.look().await);
+        }
     }
 }
 
@@ -328,10 +338,8 @@ async fn a_cluster_grows_by_the_plan_and_a_lost_member_is_replaced() {
         dead: Vec::new(),
         world,
     };
-    let mut killed = vec![Killed(cluster.running[&host(1)].config().clone())];
     until("the first member answers", async || cluster.look().await).await;
     cluster.settle().await;
-    killed.extend(cluster.running.values().map(|m| Killed(m.config().clone())));
     assert_eq!(cluster.look().await.unwrap().iter().filter(|m| !m.learner).count(), 3);
     let all: Vec<&MemberConfig> = cluster.running.values().map(EtcdMember::config).collect();
     let store = cluster.world.store(&all);
@@ -343,7 +351,6 @@ async fn a_cluster_grows_by_the_plan_and_a_lost_member_is_replaced() {
     cluster.dead.push(host(2));
     cluster.hosts.push(host(4));
     cluster.settle().await;
-    killed.extend(cluster.running.values().map(|m| Killed(m.config().clone())));
     let seen = cluster.look().await.unwrap();
     let mut homes: Vec<_> = seen.iter().map(|m| m.host).collect();
     homes.sort();
@@ -359,7 +366,6 @@ async fn a_cluster_grows_by_the_plan_and_a_lost_member_is_replaced() {
 async fn a_backup_begins_a_new_cluster() {
     let world = World::new();
     let config = world.first();
-    let _killed = Killed(config.clone());
     let member = world.start(config.clone()).await;
     let store = world.store(&[&config]);
     put(&store, "a", "in the backup").await;

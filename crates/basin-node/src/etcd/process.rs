@@ -72,6 +72,7 @@ pub fn spawn(config: &MemberConfig, cgroup: Option<&MachineCgroup>) -> io::Resul
     command.args(&arguments).current_dir("/");
     // etcd takes settings from its environment, too.
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.envs(config.environment());
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // SAFETY: `enter` is async-signal-safe: system calls on what was made before the fork.
     unsafe {

@@ -105,7 +105,8 @@ impl EtcdAdmin {
     }
 
     /// One that is not there is removed. etcd refuses ([`StoreError::Unavailable`]) for
-    /// some seconds after a change or an election: ask again.
+    /// some seconds after a change or an election: ask again. Never remove the leader
+    /// (move it first): of two members the other may never learn that it is alone.
     pub async fn remove(&self, id: u64) -> Result<(), StoreError> {
         let asked = self.ask::<_, MembersResponse>(rpc::MEMBER_REMOVE, MemberRequest { id }).await;
         match asked {
