@@ -55,7 +55,7 @@ mod etcd {
     /// Each case has an etcd of its own: they compact.
     async fn fresh() -> Subject {
         let cluster = Cluster::start(1).await;
-        let store = Arc::new(cluster.store());
+        let store = Arc::new(cluster.patient_store());
         let compacted = Arc::clone(&store);
         Subject {
             store,

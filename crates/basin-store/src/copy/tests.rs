@@ -122,7 +122,7 @@ async fn a_single_servers_store_enters_etcd() {
     let clusters = std::sync::Mutex::new(Vec::new());
     survives_every_cut(&from, async || {
         let cluster = Cluster::start(1).await;
-        let store = Arc::new(cluster.store());
+        let store = Arc::new(cluster.patient_store());
         clusters.lock().unwrap().push(cluster);
         store
     })

@@ -10,7 +10,7 @@ use super::{commit, put, until};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_joins_as_a_learner_leads_and_goes() {
     let mut cluster = Cluster::start(1).await;
-    commit(&cluster.store(), vec![put("a", "1")]).await.unwrap();
+    commit(&cluster.patient_store(), vec![put("a", "1")]).await.unwrap();
     let admin = cluster.admin();
     let mut second = Etcd::new("second", cluster.dir.path(), Cluster::address(), None);
     let added = admin.add_learner(&second.peer_url).await.unwrap();
@@ -51,7 +51,7 @@ async fn a_member_joins_as_a_learner_leads_and_goes() {
 async fn a_backup_is_whole_or_not_there() {
     let cluster = Cluster::start(1).await;
     let ops = (0..100).map(|n| put(format!("b/{n}"), [b'x'; 5000])).collect();
-    commit(&cluster.store(), ops).await.unwrap();
+    commit(&cluster.patient_store(), ops).await.unwrap();
     let path = cluster.dir.path().join("backup.db");
     let info = cluster.admin().snapshot(&path).await.unwrap();
     let about = std::fs::metadata(&path).unwrap();
@@ -66,7 +66,7 @@ async fn a_backup_is_whole_or_not_there() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_database_says_so_and_can_be_cleared() {
     let cluster = Cluster::start_with(1, &["--quota-backend-bytes=4194304"]).await;
-    let store = cluster.store();
+    let store = cluster.patient_store();
     let mut last = None;
     let error = loop {
         match commit(&store, vec![put("big", vec![7; 500_000])]).await {

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use basin_store::etcd::{EtcdOptions, EtcdStore};
+use basin_store::etcd::EtcdStore;
 use basin_store::{Change, Compare, Revision, Store, StoreError, Txn};
 use tokio::time::sleep;
 
 use super::proxy::{Mode, Proxy};
-use super::server::Cluster;
+use super::server::{Cluster, patient};
 use super::{commit, next, put, shown, until};
 
 async fn behind(proxies: &[&Proxy]) -> EtcdStore {
     let urls = proxies.iter().map(|p| p.url.clone()).collect();
-    EtcdStore::connect(&EtcdOptions::new(urls, None)).unwrap()
+    EtcdStore::connect(&patient(urls, None)).unwrap()
 }
 
 /// Cuts and stalls, in the middle of everything.
@@ -42,7 +42,7 @@ async fn break_again_and_again(proxy: &Proxy) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_over_a_broken_connection_loses_and_repeats_nothing() {
     let cluster = Cluster::start(1).await;
-    let writer = Arc::new(cluster.store());
+    let writer = Arc::new(cluster.patient_store());
     let proxy = Proxy::start(&cluster.members[0].client_url).await;
     let reader = behind(&[&proxy]).await;
     let start = reader.list("w/").await.unwrap().revision;
@@ -69,7 +69,7 @@ async fn a_watch_over_a_broken_connection_loses_and_repeats_nothing() {
     for n in 0..written.load(Ordering::Relaxed) {
         assert_eq!(shown(&mut watch).await, [format!("w/a={n}"), format!("w/c={n}")]);
     }
-    commit(&cluster.store(), vec![put("w/end", "")]).await.unwrap();
+    commit(&cluster.patient_store(), vec![put("w/end", "")]).await.unwrap();
     assert_eq!(shown(&mut watch).await, ["w/end="]);
 }
 
@@ -112,7 +112,7 @@ async fn commits_over_a_broken_connection_are_done_refused_or_unknown() {
         done.extend(d);
         unknown.extend(u);
     }
-    let listing = cluster.store().list("k/").await.unwrap();
+    let listing = cluster.patient_store().list("k/").await.unwrap();
     let there: BTreeSet<String> = listing.entries.into_iter().map(|e| e.key).collect();
     assert!(!done.is_empty() && !unknown.is_empty(), "{} and {}", done.len(), unknown.len());
     let lost: Vec<_> = done.difference(&there).collect();
@@ -163,7 +163,7 @@ async fn an_idle_store_notices_that_etcd_is_gone() {
     );
     proxy.set(Mode::Pass);
     contact.wait_for(|c| c.lost.is_none() && c.answered > Some(answered)).await.unwrap();
-    commit(&cluster.store(), vec![put("a", "1")]).await.unwrap();
+    commit(&cluster.patient_store(), vec![put("a", "1")]).await.unwrap();
     assert_eq!(shown(&mut watch).await, ["a=1"]);
 }
 

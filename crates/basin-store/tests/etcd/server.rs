@@ -16,6 +16,10 @@ use tempfile::TempDir;
 /// How long a test waits for what has to come.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+pub fn patient(urls: Vec<String>, tls: Option<EtcdTls>) -> EtcdOptions {
+    EtcdOptions { answer_within: Duration::from_secs(60), ..EtcdOptions::new(urls, tls) }
+}
+
 /// A member.
 pub struct Etcd {
     child: Option<Child>,
@@ -167,8 +171,14 @@ impl Cluster {
         self.members.iter().map(|m| m.client_url.clone()).collect()
     }
 
+    /// As Basin uses it.
     pub fn store(&self) -> EtcdStore {
         EtcdStore::connect(&EtcdOptions::new(self.urls(), self.tls.clone())).unwrap()
+    }
+
+    /// For what has to be answered, however busy the machine is.
+    pub fn patient_store(&self) -> EtcdStore {
+        EtcdStore::connect(&patient(self.urls(), self.tls.clone())).unwrap()
     }
 
     pub fn admin(&self) -> EtcdAdmin {
