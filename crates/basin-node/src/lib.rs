@@ -5,6 +5,7 @@
 
 mod api;
 mod blockd;
+pub mod cluster;
 mod config;
 mod console;
 mod datastores;
@@ -18,8 +19,8 @@ mod lockfile;
 mod networks;
 mod node;
 mod peers;
-pub mod pki;
 mod pidfd;
+pub mod pki;
 mod problem;
 pub mod remote;
 mod serve;

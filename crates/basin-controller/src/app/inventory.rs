@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use basin_model::cluster::{Alive, JoinToken, RemovedHost};
+use basin_model::cluster::{Alive, Issued, JoinToken, RemovedHost, StoreMember};
 use basin_model::datastore::Datastore;
 use basin_model::host::{Host, HostStatus};
 use basin_model::image::Image;
@@ -46,6 +46,9 @@ pub struct Snapshot {
     pub alive: Table<HostId, Alive>,
     pub join_tokens: Table<TokenId, JoinToken>,
     pub removed_hosts: Table<HostId, RemovedHost>,
+    pub store_members: Table<HostId, StoreMember>,
+    /// By serial number.
+    pub issued: Table<String, Issued>,
     /// Which VM has the volume attached.
     pub attachments: HashMap<VolumeId, VmId>,
     /// What `attachments` says of each VM, to take it back.
@@ -69,6 +72,8 @@ impl Snapshot {
             Kind::Alive => put(&mut self.alive, id, entry),
             Kind::JoinToken => put(&mut self.join_tokens, id, entry),
             Kind::RemovedHost => put(&mut self.removed_hosts, id, entry),
+            Kind::StoreMember => put(&mut self.store_members, id, entry),
+            Kind::Issued => put(&mut self.issued, id, entry),
             Kind::Workflow => Ok(()),
         };
         if let Err(e) = result {
@@ -102,6 +107,8 @@ impl Snapshot {
             Kind::Alive => remove(&mut self.alive, id),
             Kind::JoinToken => remove(&mut self.join_tokens, id),
             Kind::RemovedHost => remove(&mut self.removed_hosts, id),
+            Kind::StoreMember => remove(&mut self.store_members, id),
+            Kind::Issued => remove(&mut self.issued, id),
             Kind::Workflow => {}
         }
     }

@@ -23,6 +23,8 @@ pub struct Facts {
     pub not_after: Timestamp,
     pub is_ca: bool,
     pub fingerprint: Fingerprint,
+    /// Serial number, in hex.
+    pub serial: String,
 }
 
 /// The id as it stands in a certificate.
@@ -65,5 +67,6 @@ pub fn facts(der: &[u8]) -> Result<Facts, PkiError> {
         not_after: time(x509.validity().not_after)?,
         is_ca: x509.is_ca(),
         fingerprint: Fingerprint::of(der),
+        serial: x509.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
     })
 }

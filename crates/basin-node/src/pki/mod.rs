@@ -22,7 +22,7 @@ mod verify;
 mod tests;
 
 pub use bundle::Bundle;
-pub use ca::ClusterCa;
+pub use ca::{ClusterCa, Revoked};
 pub use credentials::{Admit, Credentials, fixed_server, pinned_client};
 pub use distrust::{Distrust, Spoken, spoken};
 pub use facts::{Facts, PeerIdentity, facts};

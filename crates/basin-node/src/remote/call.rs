@@ -142,7 +142,8 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Response> {
     })
 }
 
-pub(super) fn refuse(error: NodeError) -> Response {
+/// A refusal, as the asking end reads it.
+pub fn refuse(error: NodeError) -> Response {
     (StatusCode::UNPROCESSABLE_ENTITY, Json(Refusal { error: error.0 })).into_response()
 }
 
