@@ -37,6 +37,15 @@ pub fn host_of_uri(uri: &str) -> Option<HostId> {
     uri.strip_prefix(PREFIX)?.parse().ok()
 }
 
+/// Reads the first certificate of a chain in PEM.
+pub fn facts_of_chain(pem: &str) -> Result<Facts, PkiError> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|e| PkiError::unreadable("the certificate", format!("{e:?}")))?;
+    facts(&der)
+}
+
 /// Reads a certificate. Says nothing about whether it is to be trusted.
 pub fn facts(der: &[u8]) -> Result<Facts, PkiError> {
     let unreadable = |why: String| PkiError::unreadable("the certificate", why);
