@@ -201,6 +201,16 @@ async fn wait_until_up(to: &EtcdStore, member: Option<&EtcdMember>) -> Result<()
     }
 }
 
+/// Whether this server can run etcd at all, before anything is begun.
+pub fn etcd_is_there() -> Result<(), Problem> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("etcd").is_file()) {
+        return Ok(());
+    }
+    let advice = "install it (apt install etcd-server; Basin runs it, so disable its own service)";
+    Err(problem("program-missing", "etcd is not installed here".to_owned(), advice))
+}
+
 /// Whether an etcd of somebody else's can be used, before anything is begun.
 pub async fn try_external(external: &ExternalEtcd) -> Result<(), Problem> {
     let to = EtcdStore::connect(&external_options(external)).map_err(|e| store(&e))?;
