@@ -216,6 +216,10 @@ impl Server {
                 self.supervisor.unpark();
                 Reply::Done
             }
+            other => Reply::Error {
+                code: ErrorCode::Invalid,
+                message: format!("this blockd cannot do it yet: {other:?}"),
+            },
         }
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use basin_blockd::client::{Client, ClientError, Hello};
-use basin_blockd::control::{Export, ExportState};
+use basin_blockd::control::{Export, ExportState, Fabric, Grant, GrantState, Held, Mirror};
 use basin_model::task::Problem;
 use basin_model::{Bytes, Generation, VolumeId};
 use tokio::io::unix::AsyncFd;
@@ -60,6 +60,7 @@ struct Inner {
 #[derive(Default)]
 struct State {
     wanted: BTreeMap<VolumeId, Export>,
+    fabric: Option<Fabric>,
     running: Option<Hello>,
 }
 
@@ -106,6 +107,7 @@ impl Supervisor {
             match running {
                 Ok(running) => {
                     self.report(&running);
+                    self.speak_again().await;
                     self.open_missing().await;
                     self.replace_if_old_and_idle().await;
                     running.ended().await;
@@ -201,6 +203,25 @@ impl Supervisor {
                 tracing::error!(%volume, %error, "cannot serve a disk again");
             }
         }
+    }
+
+    /// A blockd that started anew knows no certificates.
+    async fn speak_again(&self) {
+        let fabric = self.state().fabric.clone();
+        if fabric.is_some()
+            && let Err(error) = self.ask_fabric(fabric).await
+        {
+            tracing::error!(%error, "blockd cannot speak to other servers");
+        }
+    }
+
+    async fn ask_fabric(&self, fabric: Option<Fabric>) -> Result<(), DiskError> {
+        let fabric = Arc::new(fabric);
+        self.ask(|client| {
+            let fabric = fabric.clone();
+            Box::pin(async move { client.fabric(fabric.as_ref().as_ref()).await })
+        })
+        .await
     }
 
     async fn ask_open(&self, export: &Export) -> Result<(), DiskError> {
@@ -325,6 +346,76 @@ impl Disks for Supervisor {
 
     async fn resize(&self, volume: VolumeId, size: Bytes) -> Result<(), DiskError> {
         self.ask(|client| Box::pin(client.resize(volume, size))).await
+    }
+
+    async fn hold(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        held: Held,
+    ) -> Result<(), DiskError> {
+        if let Some(export) = self.state().wanted.get_mut(&volume) {
+            export.held = held;
+        }
+        self.ask(|client| Box::pin(client.hold(volume, generation, held))).await
+    }
+
+    /// On a connection of its own: others are not to wait for it.
+    async fn await_release(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        limit: Duration,
+    ) -> Result<(), DiskError> {
+        let error =
+            |error: ClientError| DiskError { code: error.code(), message: error.to_string() };
+        let mut client = Client::connect(&self.0.dir).await.map_err(error)?;
+        match timeout(limit + ANSWERS_WITHIN, client.await_release(volume, generation, limit)).await
+        {
+            Ok(answer) => answer.map_err(error),
+            Err(_) => {
+                Err(DiskError { code: None, message: "blockd did not answer in time".into() })
+            }
+        }
+    }
+
+    async fn fabric(&self, fabric: Option<&Fabric>) -> Result<(), DiskError> {
+        self.state().fabric = fabric.cloned();
+        self.ask_fabric(fabric.cloned()).await
+    }
+
+    async fn grant(&self, grant: &Grant) -> Result<(), DiskError> {
+        let grant = Arc::new(grant.clone());
+        self.ask(|client| {
+            let grant = grant.clone();
+            Box::pin(async move { client.grant(&grant).await })
+        })
+        .await
+    }
+
+    async fn revoke(&self, volume: VolumeId, generation: Generation) -> Result<(), DiskError> {
+        self.ask(|client| Box::pin(client.revoke(volume, generation))).await
+    }
+
+    async fn grants(&self) -> Result<Vec<GrantState>, DiskError> {
+        self.ask(|client| Box::pin(client.grants())).await
+    }
+
+    async fn mirror(&self, mirror: &Mirror) -> Result<(), DiskError> {
+        let mirror = Arc::new(mirror.clone());
+        self.ask(|client| {
+            let mirror = mirror.clone();
+            Box::pin(async move { client.mirror(&mirror).await })
+        })
+        .await
+    }
+
+    async fn mirror_limit(&self, volume: VolumeId, limit: Option<Bytes>) -> Result<(), DiskError> {
+        self.ask(|client| Box::pin(client.mirror_limit(volume, limit))).await
+    }
+
+    async fn stop_mirror(&self, volume: VolumeId, generation: Generation) -> Result<(), DiskError> {
+        self.ask(|client| Box::pin(client.stop_mirror(volume, generation))).await
     }
 
     fn keep(&self, export: &Export) {

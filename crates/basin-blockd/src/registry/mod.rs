@@ -215,6 +215,9 @@ impl Registry {
                     size: disk.size(),
                     stats: disk.counters.snapshot(),
                     stalled: disk.stalled(),
+                    running: false,
+                    holds: true,
+                    mirror: None,
                 },
                 Err(why) => ExportState {
                     export,
@@ -222,6 +225,9 @@ impl Registry {
                     size: Bytes::ZERO,
                     stats: Stats::default(),
                     stalled: Some(format!("not served: {why}")),
+                    running: false,
+                    holds: false,
+                    mirror: None,
                 },
             }
         };

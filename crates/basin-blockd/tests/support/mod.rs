@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use basin_blockd::client::{Client, ClientError};
-use basin_blockd::control::{ErrorCode, Export, ExportState, Layer};
+use basin_blockd::control::{ErrorCode, Export, ExportState, Held, Layer};
 use basin_model::volume::VolumeFormat;
 use basin_model::{Bytes, Generation, VolumeId};
 use tempfile::TempDir;
@@ -126,6 +126,7 @@ impl Daemon {
             read_only: false,
             serial: format!("serial-{name}"),
             queues: 2,
+            held: Held::Always,
         }
     }
 
