@@ -13,6 +13,7 @@
 pub mod client;
 pub mod control;
 mod disk;
+mod generation;
 mod io;
 mod registry;
 pub mod request;

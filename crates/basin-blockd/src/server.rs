@@ -211,6 +211,13 @@ impl Server {
             Request::Close { volume, generation } => done(self.registry.close(volume, generation)),
             Request::List => Reply::Exports { exports: self.registry.list() },
             Request::Resize { volume, size } => done(self.registry.resize(volume, size)),
+            Request::Hold { volume, generation, held } => {
+                done(self.registry.hold(volume, generation, held))
+            }
+            Request::AwaitRelease { volume, generation, limit_ms } => {
+                let limit = Duration::from_millis(limit_ms);
+                done(self.registry.await_release(volume, generation, limit))
+            }
             Request::Quit => {
                 self.quitting.store(true, Ordering::Release);
                 self.supervisor.unpark();

@@ -7,11 +7,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use basin_model::{Bytes, Generation, VolumeId};
 
-use crate::control::{ErrorCode, Export, ExportState, Stats};
+use crate::control::{ErrorCode, Export, ExportState, Held, Stats};
 use crate::disk::Disk;
 use crate::io::{DiskError, lock};
 use crate::vhost::front::FrontEnd;
@@ -21,6 +21,8 @@ use exports::ExportDir;
 const MAX_QUEUES: u16 = 64;
 /// Disks that are opened in parallel at the start.
 const AT_ONCE: usize = 8;
+/// How long a disk that is to be held again is waited for.
+const TAKE_WITHIN: Duration = Duration::from_secs(5);
 /// The longest path that a unix socket can have, less the suffix used while binding.
 const MAX_SOCKET: usize = 106;
 
@@ -34,7 +36,7 @@ impl Served {
     /// Cuts the front end off, drains, makes the data stable and lets the file go.
     fn close(self, export: &Export) -> Result<(), DiskError> {
         self.front.close();
-        let synced = self.disk.block.close();
+        let synced = self.disk.close();
         drop(self.disk);
         wait_until_released(export);
         synced.map_err(|e| {
@@ -138,8 +140,13 @@ impl Registry {
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&export.volume) {
             fence(&entry.export, export.generation)?;
-            if entry.served.is_ok() && entry.export == export {
-                return Ok(());
+            if entry.served.is_ok() && same_but_for_held(&entry.export, &export) {
+                let held = entry.export.held;
+                drop(entries);
+                return match export.held == held {
+                    true => Ok(()),
+                    false => self.hold(export.volume, export.generation, export.held),
+                };
             }
             if entry.served.is_ok() && entry.export.generation == export.generation {
                 let message = format!(
@@ -155,12 +162,8 @@ impl Registry {
                 "a newer generation takes over");
             older.close(&held)?;
         }
-        let outcome = serve(&export, &self.pool).and_then(|served| {
-            self.dir
-                .save(&export)
-                .map(|()| served)
-                .map_err(|e| DiskError::new(ErrorCode::Io, format!("cannot note the export: {e}")))
-        });
+        let outcome = serve(&export, &self.pool)
+            .and_then(|served| self.dir.save(&export).map(|()| served).map_err(cannot_note));
         match outcome {
             Ok(served) => {
                 tracing::info!(volume = %export.volume, generation = %export.generation, "serving");
@@ -192,14 +195,79 @@ impl Registry {
         Ok(())
     }
 
+    /// See [`crate::control::Request::Hold`].
+    pub fn hold(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        held: Held,
+    ) -> Result<(), DiskError> {
+        let disk = self.change_held(volume, generation, held)?;
+        tracing::info!(%volume, ?held, "held otherwise");
+        if held == Held::WhileRunning {
+            disk.settle();
+            return Ok(());
+        }
+        let end = Instant::now() + TAKE_WITHIN;
+        loop {
+            match disk.take() {
+                Ok(_) => return Ok(()),
+                Err(why) if why.code == ErrorCode::Locked && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(why) => {
+                    self.change_held(volume, generation, Held::WhileRunning)?;
+                    return Err(why);
+                }
+            }
+        }
+    }
+
+    fn change_held(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        held: Held,
+    ) -> Result<Arc<Disk>, DiskError> {
+        let mut entries = self.lock();
+        let entry = entries.get_mut(&volume).ok_or_else(|| not_served(volume))?;
+        fence(&entry.export, generation)?;
+        let disk = match &entry.served {
+            Ok(served) => Arc::clone(&served.disk),
+            Err(why) => return Err(why.clone()),
+        };
+        let export = Export { held, ..entry.export.clone() };
+        self.dir.save(&export).map_err(cannot_note)?;
+        entry.export = export;
+        disk.set_held(held);
+        Ok(disk)
+    }
+
+    /// See [`crate::control::Request::AwaitRelease`].
+    pub fn await_release(
+        &self,
+        volume: VolumeId,
+        generation: Generation,
+        limit: Duration,
+    ) -> Result<(), DiskError> {
+        self.disk(volume, generation)?.await_release(limit)
+    }
+
+    fn disk(&self, volume: VolumeId, generation: Generation) -> Result<Arc<Disk>, DiskError> {
+        let entries = self.lock();
+        let entry = entries.get(&volume).ok_or_else(|| not_served(volume))?;
+        fence(&entry.export, generation)?;
+        match &entry.served {
+            Ok(served) => Ok(Arc::clone(&served.disk)),
+            Err(why) => Err(why.clone()),
+        }
+    }
+
     pub fn resize(&self, volume: VolumeId, size: Bytes) -> Result<(), DiskError> {
         let entries = self.lock();
-        let not_found =
-            || DiskError::new(ErrorCode::NotFound, format!("volume {volume} is not served"));
-        let served = entries.get(&volume).ok_or_else(not_found)?.served.as_ref();
+        let served = entries.get(&volume).ok_or_else(|| not_served(volume))?.served.as_ref();
         let served = served.map_err(Clone::clone)?;
-        let before = served.disk.block.size();
-        if served.disk.block.grow(size)? != before {
+        if served.disk.grow(size)? {
             served.front.config_changed();
         }
         Ok(())
@@ -215,8 +283,8 @@ impl Registry {
                     size: disk.size(),
                     stats: disk.counters.snapshot(),
                     stalled: disk.stalled(),
-                    running: false,
-                    holds: true,
+                    running: disk.running(),
+                    holds: disk.block().is_some(),
                     mirror: None,
                 },
                 Err(why) => ExportState {
@@ -259,6 +327,18 @@ fn serve(export: &Export, pool: &Arc<Pool>) -> Result<Served, DiskError> {
         DiskError::new(ErrorCode::Io, message)
     })?;
     Ok(Served { disk, front })
+}
+
+fn not_served(volume: VolumeId) -> DiskError {
+    DiskError::new(ErrorCode::NotFound, format!("volume {volume} is not served"))
+}
+
+fn cannot_note(e: std::io::Error) -> DiskError {
+    DiskError::new(ErrorCode::Io, format!("cannot note the export: {e}"))
+}
+
+fn same_but_for_held(a: &Export, b: &Export) -> bool {
+    Export { held: b.held, ..a.clone() } == *b
 }
 
 fn fence(export: &Export, generation: Generation) -> Result<(), DiskError> {

@@ -251,8 +251,18 @@ impl Engine {
     }
 
     fn add(&mut self, start: Start) -> Option<QueueKey> {
-        let Start { disk, index, ring, next_avail, kick, call, err, mut inflight, writethrough } =
-            start;
+        let Start {
+            disk,
+            block,
+            index,
+            ring,
+            next_avail,
+            kick,
+            call,
+            err,
+            mut inflight,
+            writethrough,
+        } = start;
         let mut ring = Vring::new(&ring, next_avail)?;
         let redo: VecDeque<u16> =
             inflight.as_mut().map(|i| i.recover(ring.next_used()).into()).unwrap_or_default();
@@ -265,7 +275,7 @@ impl Engine {
             tracing::info!(volume = %disk.volume, queue = index, count = redo.len(),
                 "doing again what was not answered");
         }
-        let target = match disk.block.reach() {
+        let target = match block.reach() {
             Reach::Ring(file) => Some(self.uring.register(file.fd())),
             Reach::Lane(_) => None,
         };
@@ -281,6 +291,7 @@ impl Engine {
         self.uring.watch(kick.as_raw_fd(), Tag::Kick(n, life & 0x3fff_ffff));
         self.queues[n as usize] = Some(Queue {
             disk,
+            block,
             index,
             ring,
             target,

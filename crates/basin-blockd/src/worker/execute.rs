@@ -9,7 +9,7 @@ use super::queue::{Bounce, Slot};
 use super::ring::{Tag, Target};
 use crate::io::Reach;
 use crate::io::lane::{GuestBuffers, Job, copy_from, copy_to};
-use crate::request::{ID_LEN, Op, Refusal, Request, Status};
+use crate::request::{ID_LEN, Limits, Op, Refusal, Request, Status};
 
 /// Zeros for devices that cannot zero by themselves.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -42,7 +42,7 @@ impl Engine {
                 }
             },
         };
-        let limits = queue.disk.limits();
+        let limits = Limits { capacity: queue.block.size(), read_only: queue.disk.read_only };
         match self.parser.parse(&queue.ring, head, limits) {
             Ok(request) => self.begin(n, head, request),
             Err(Refusal::Answer { status, at, why }) => {
@@ -113,7 +113,7 @@ impl Engine {
             self.answer(slot, Status::Ok, len as u32 + 1);
             return true;
         }
-        if let Reach::Ring(file) = queue.disk.block.reach()
+        if let Reach::Ring(file) = queue.block.reach()
             && matches!(request.op, Op::Read | Op::Write)
             && !file.takes(&s.iov)
         {
@@ -128,7 +128,7 @@ impl Engine {
         let s = &mut self.slots[slot as usize];
         let Some(queue) = self.queues[s.queue as usize].as_mut() else { return };
         let tag = Tag::Slot(slot);
-        let file = match queue.disk.block.reach() {
+        let file = match queue.block.reach() {
             Reach::Ring(file) => queue.target.unwrap_or(Target::Plain(file.fd())),
             Reach::Lane(lane) => {
                 let Some(memory) = &s.memory else { return };

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::disk::Disk;
+use crate::io::Block;
 use crate::vhost::inflight::QueueInflight;
 use crate::vhost::vring::RingSetup;
 
 /// A queue to serve.
 pub struct Start {
     pub disk: Arc<Disk>,
+    pub block: Arc<dyn Block>,
     pub index: u16,
     pub ring: RingSetup,
     /// Where the front end believes the ring stands.

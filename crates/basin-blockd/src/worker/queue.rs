@@ -9,6 +9,7 @@ use std::sync::mpsc::SyncSender;
 
 use super::ring::{Ring, Target};
 use crate::disk::Disk;
+use crate::io::Block;
 use crate::request::chain::{Descriptor, Source};
 use crate::request::{Op, Range};
 use crate::vhost::inflight::QueueInflight;
@@ -16,6 +17,8 @@ use crate::vhost::vring::{Pinned, Vring};
 
 pub struct Queue {
     pub disk: Arc<Disk>,
+    /// Let go with the queue.
+    pub block: Arc<dyn Block>,
     pub index: u16,
     pub ring: Vring,
     /// The disk's file, if the ring reaches it.
