@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use basin_model::{Bytes, VolumeId};
 
-use crate::control::{ErrorCode, Export, Held, Layer};
+use crate::control::{ErrorCode, Export, Held, Layer, Mirror, MirrorPhase};
 use crate::generation::Claim;
 use crate::io::{self, Block, DiskError};
+use crate::mirror::Mirroring;
+use crate::nbd::grants::Grants;
 use crate::stats::Counters;
 
 pub struct Disk {
@@ -21,6 +23,10 @@ pub struct Disk {
     pub counters: Counters,
     claim: Option<Claim>,
     layers: Vec<Layer>,
+    grants: Arc<Grants>,
+    mirror: Mutex<Option<Arc<Mirroring>>>,
+    /// The mirror, while the queues are to use it.
+    tap: Mutex<Option<Arc<Mirroring>>>,
     /// What the configuration space tells, be the file held or not.
     size: AtomicU64,
     /// Held while the file is taken or let go.
@@ -48,7 +54,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Disk {
     /// Takes the file, unless it is held only while the device runs.
-    pub fn open(export: &Export) -> Result<Disk, DiskError> {
+    pub fn open(export: &Export, grants: &Arc<Grants>) -> Result<Disk, DiskError> {
         let mut serial = [0; 20];
         let n = export.serial.len().min(serial.len());
         serial[..n].copy_from_slice(&export.serial.as_bytes()[..n]);
@@ -61,6 +67,9 @@ impl Disk {
             counters: Counters::default(),
             claim: (!export.read_only).then_some(claim),
             layers: export.layers.clone(),
+            grants: Arc::clone(grants),
+            mirror: Mutex::default(),
+            tap: Mutex::default(),
             size: AtomicU64::new(0),
             turn: Mutex::default(),
             state: Mutex::new(State {
@@ -92,7 +101,13 @@ impl Disk {
         if let Some(block) = self.block() {
             return Ok(block);
         }
-        let block = io::open(&self.layers, self.claim)?;
+        // What was brought for it is its own; whoever takes it for good, takes it as it is.
+        let anyway = self.held() == Held::Always;
+        let brought = self.grants.take_over(self.claim, self.volume, &self.layers, anyway)?;
+        let block = match brought {
+            Some(block) => block,
+            None => io::open(&self.layers, self.claim)?,
+        };
         self.set_size(block.size());
         lock(&self.state).block = Some(Arc::clone(&block));
         self.changed.notify_all();
@@ -109,6 +124,15 @@ impl Disk {
             return;
         }
         let _turn = lock(&self.turn);
+        if !idle(&lock(&self.state)) {
+            return;
+        }
+        if let Some(mirror) = self.mirror()
+            && !mirror.finish()
+        {
+            // It still copies; when it is done, it comes back here.
+            return;
+        }
         let mut state = lock(&self.state);
         if !idle(&state) {
             return;
@@ -131,6 +155,9 @@ impl Disk {
 
     /// Lets the file go for good.
     pub fn close(&self) -> std::io::Result<()> {
+        if let Some(mirror) = self.mirror() {
+            mirror.stop();
+        }
         let _turn = lock(&self.turn);
         let block = lock(&self.state).block.take();
         block.map_or(Ok(()), |block| block.close())
@@ -149,6 +176,53 @@ impl Disk {
                 state.unclean = None;
             }
             self.changed.notify_all();
+            drop(state);
+            if let Some(mirror) = self.mirror().filter(|_| running) {
+                mirror.outdated();
+            }
+        }
+    }
+
+    /// The last mirror.
+    pub fn mirror(&self) -> Option<Arc<Mirroring>> {
+        lock(&self.mirror).clone()
+    }
+
+    /// Where the queues' writes go, if not to the disk alone.
+    pub fn tap(&self) -> Option<Arc<Mirroring>> {
+        lock(&self.tap).clone()
+    }
+
+    pub fn set_tap(&self, mirror: Option<Arc<Mirroring>>) {
+        *lock(&self.tap) = mirror;
+    }
+
+    /// Begins a mirror by `begin`, which gets the disk's open file.
+    pub fn set_mirror(
+        &self,
+        mirror: &Mirror,
+        begin: impl FnOnce(Arc<dyn Block>) -> Arc<Mirroring>,
+    ) -> Result<(), DiskError> {
+        let _turn = lock(&self.turn);
+        let invalid = |message: String| Err(DiskError::new(ErrorCode::Invalid, message));
+        if let Some(older) = self.mirror() {
+            let state = older.state();
+            if !state.phase.has_ended() {
+                return match state.mirror == *mirror {
+                    true => Ok(()),
+                    false => invalid(format!(
+                        "volume {} is already mirrored to server {}: stop that first",
+                        self.volume, state.mirror.host
+                    )),
+                };
+            }
+        }
+        match self.block() {
+            Some(block) if !self.read_only => {
+                *lock(&self.mirror) = Some(begin(block));
+                Ok(())
+            }
+            _ => invalid(format!("volume {} is not open for writing here", self.volume)),
         }
     }
 
@@ -169,6 +243,15 @@ impl Disk {
         let end = Instant::now() + limit.min(Duration::from_secs(3600));
         let mut state = lock(&self.state);
         loop {
+            let mirror = self.mirror().map(|m| m.phase());
+            if let Some(phase @ (MirrorPhase::Failed { .. } | MirrorPhase::Stopped)) = mirror {
+                let why = match phase {
+                    MirrorPhase::Failed { reason } => reason,
+                    _ => "it was given up".into(),
+                };
+                let message = format!("the mirror of volume {} is of no use: {why}", self.volume);
+                return Err(DiskError::new(ErrorCode::MirrorFailed, message));
+            }
             if state.held == Held::Always {
                 let message = format!("volume {} is not held while running only", self.volume);
                 return Err(DiskError::new(ErrorCode::Invalid, message));
@@ -190,7 +273,8 @@ impl Disk {
                     "it is still held"
                 });
             }
-            let waited = self.changed.wait_timeout(state, left);
+            // A mirror's end is no change of the state.
+            let waited = self.changed.wait_timeout(state, left.min(Duration::from_millis(50)));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -15,6 +15,8 @@ pub mod control;
 mod disk;
 mod generation;
 mod io;
+mod mirror;
+mod nbd;
 mod registry;
 pub mod request;
 mod server;

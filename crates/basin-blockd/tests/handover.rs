@@ -104,7 +104,7 @@ fn a_hand_over_that_is_called_off_leaves_the_disk_where_it_was() {
     let export = make(&daemons[0], Qcow2);
     daemons[0].open(&export);
     let mut load = Load::new(Guest::new(2), SIZE);
-    let mut link = load.guest.connect(&export.socket);
+    let link = load.guest.connect(&export.socket);
     let next = incoming(&daemons[1], &export);
     for after_stop in [false, true] {
         hold(&daemons[0], &export, Held::WhileRunning);

@@ -12,6 +12,7 @@ mod dirty;
 mod header;
 pub mod lane;
 pub mod lock;
+pub mod plain;
 pub mod qcow2;
 pub mod raw;
 
@@ -24,6 +25,7 @@ use basin_model::volume::VolumeFormat;
 use crate::control::{ErrorCode, Layer};
 use crate::generation::Claim;
 use lane::Lane;
+use plain::Plain;
 use raw::RawFile;
 
 /// Why a disk cannot be opened or changed.
@@ -49,7 +51,7 @@ pub enum Reach<'a> {
 /// An open disk. Dropping it releases its locks; call [`Block::close`] first.
 /// [`Block::close`] itself lets other processes have the file: a ring may keep it
 /// open for some milliseconds more.
-pub trait Block: Send + Sync {
+pub trait Block: Plain + Send + Sync {
     /// Whole sectors.
     fn size(&self) -> u64;
     fn reach(&self) -> Reach<'_>;

@@ -1,6 +1,7 @@
 //! Which disks are served, and who may change that.
 
 mod exports;
+mod mirrors;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,6 +15,8 @@ use basin_model::{Bytes, Generation, VolumeId};
 use crate::control::{ErrorCode, Export, ExportState, Held, Stats};
 use crate::disk::Disk;
 use crate::io::{DiskError, lock};
+use crate::nbd::grants::Grants;
+use crate::nbd::service::Service;
 use crate::vhost::front::FrontEnd;
 use crate::worker::Pool;
 use exports::ExportDir;
@@ -67,6 +70,7 @@ struct Entry {
 
 pub struct Registry {
     pool: Arc<Pool>,
+    pub service: Service,
     dir: ExportDir,
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
 }
@@ -75,6 +79,7 @@ impl Registry {
     /// Serves what was served before.
     pub fn restore(dir: &Path, pool: Arc<Pool>) -> std::io::Result<Registry> {
         let dir = ExportDir::open(dir.to_owned())?;
+        let service = Service::default();
         let mut entries = BTreeMap::new();
         let mut exports = dir.load()?.into_iter();
         // Some at a time: a disk that has to be checked first does not hold up the rest.
@@ -83,7 +88,7 @@ impl Registry {
             if some.is_empty() {
                 break;
             }
-            let pool = &pool;
+            let (pool, grants) = (&pool, &service.grants);
             let some: Vec<Entry> = std::thread::scope(|scope| {
                 let opening: Vec<_> = some
                     .into_iter()
@@ -91,7 +96,7 @@ impl Registry {
                         (
                             scope.spawn({
                                 let export = export.clone();
-                                move || serve(&export, pool)
+                                move || serve(&export, pool, grants)
                             }),
                             export,
                         )
@@ -110,7 +115,7 @@ impl Registry {
                 entries.insert(entry.export.volume, entry);
             }
         }
-        Ok(Registry { pool, dir, entries: Mutex::new(entries) })
+        Ok(Registry { pool, service, dir, entries: Mutex::new(entries) })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Entry>> {
@@ -121,7 +126,7 @@ impl Registry {
     pub fn retry(&self) -> bool {
         let mut failing = false;
         for entry in self.lock().values_mut().filter(|e| e.served.is_err()) {
-            match serve(&entry.export, &self.pool) {
+            match serve(&entry.export, &self.pool, &self.service.grants) {
                 Ok(served) => {
                     tracing::info!(volume = %entry.export.volume, "serving at last");
                     entry.served = Ok(served);
@@ -162,7 +167,7 @@ impl Registry {
                 "a newer generation takes over");
             older.close(&held)?;
         }
-        let outcome = serve(&export, &self.pool)
+        let outcome = serve(&export, &self.pool, &self.service.grants)
             .and_then(|served| self.dir.save(&export).map(|()| served).map_err(cannot_note));
         match outcome {
             Ok(served) => {
@@ -285,7 +290,7 @@ impl Registry {
                     stalled: disk.stalled(),
                     running: disk.running(),
                     holds: disk.block().is_some(),
-                    mirror: None,
+                    mirror: disk.mirror().map(|m| m.state()),
                 },
                 Err(why) => ExportState {
                     export,
@@ -302,9 +307,10 @@ impl Registry {
         self.lock().values().map(state).collect()
     }
 
-    /// Has any disk a front end?
+    /// Has any disk a front end, or another server a grant?
     pub fn in_use(&self) -> bool {
-        self.lock().values().any(|e| e.served.as_ref().is_ok_and(|s| s.front.connected()))
+        self.service.grants.any()
+            || self.lock().values().any(|e| e.served.as_ref().is_ok_and(|s| s.front.connected()))
     }
 
     /// Closes everything but keeps the exports for the next start.
@@ -316,11 +322,12 @@ impl Registry {
                 tracing::error!(%volume, %why, "closing");
             }
         }
+        self.service.grants.shut_down();
     }
 }
 
-fn serve(export: &Export, pool: &Arc<Pool>) -> Result<Served, DiskError> {
-    let disk = Arc::new(Disk::open(export)?);
+fn serve(export: &Export, pool: &Arc<Pool>, grants: &Arc<Grants>) -> Result<Served, DiskError> {
+    let disk = Arc::new(Disk::open(export, grants)?);
     let front = FrontEnd::listen(&export.socket, export.uid, Arc::clone(&disk), Arc::clone(pool))
         .map_err(|e| {
         let message = format!("cannot listen on {}: {e}", export.socket.display());

@@ -10,6 +10,7 @@ use std::sync::mpsc::SyncSender;
 use super::ring::{Ring, Target};
 use crate::disk::Disk;
 use crate::io::Block;
+use crate::mirror::Mirroring;
 use crate::request::chain::{Descriptor, Source};
 use crate::request::{Op, Range};
 use crate::vhost::inflight::QueueInflight;
@@ -29,6 +30,10 @@ pub struct Queue {
     pub inflight: Option<QueueInflight>,
     pub writethrough: bool,
     pub paused: bool,
+    /// Where writes go instead of to the disk alone.
+    pub mirror: Option<Arc<Mirroring>>,
+    /// Takes nothing until what is in flight has ended; kept by whoever waits for that.
+    pub draining: Option<SyncSender<()>>,
     /// The guest broke the ring's rules.
     pub broken: bool,
     /// Requests of a predecessor, to be done before new ones.
@@ -63,7 +68,7 @@ impl Queue {
     }
 
     pub fn takes_requests(&self) -> bool {
-        !self.paused && !self.broken && self.stopping.is_none()
+        !self.paused && !self.broken && self.stopping.is_none() && self.draining.is_none()
     }
 
     pub fn has_requests(&self) -> bool {
@@ -101,6 +106,8 @@ pub struct Slot {
     /// What was done is being made stable.
     pub syncing: bool,
     pub waits: bool,
+    /// Others carry it out, all of it at once.
+    pub lane: bool,
 }
 
 impl Slot {
@@ -121,6 +128,7 @@ impl Slot {
             by_hand: false,
             syncing: false,
             waits: false,
+            lane: false,
         }
     }
 }

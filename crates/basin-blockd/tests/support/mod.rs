@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod driver;
+pub mod fabric;
 pub mod load;
 
 use std::fs::File;

@@ -3,6 +3,8 @@
 //! Opened with `O_DIRECT` where file system and device take requests of one
 //! sector; otherwise through the page cache.
 
+mod plain;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -4,12 +4,14 @@
 //! an external data file is refused. See `docs/decisions/0011-qcow2-imago.md` for
 //! what the library does on flush and on errors.
 
+mod plain;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use basin_model::Bytes;
 use basin_model::volume::VolumeFormat;
@@ -36,7 +38,7 @@ const CHUNK: usize = 256 << 10;
 
 /// An open qcow2 disk.
 pub struct Qcow2Disk {
-    image: Arc<RwLock<Image>>,
+    target: Arc<Target>,
     size: AtomicU64,
     /// Of the top layer.
     top: Top,
@@ -56,20 +58,20 @@ impl Qcow2Disk {
             return Err(DiskError::new(ErrorCode::Invalid, "a disk needs at least one layer"));
         };
         let size = AtomicU64::new(image.size() / SECTOR * SECTOR);
-        let image = Arc::new(RwLock::new(image));
-        let target = Target { image: Arc::clone(&image), commits: Commits::default() };
+        let target = Arc::new(Target { image: RwLock::new(image), commits: Commits::default() });
+        let theirs = Arc::clone(&target);
         let lane = Lane::new(Arc::new(move |job: &Job| {
-            execute(&target, job).map_err(|e| {
+            execute(&theirs, job).map_err(|e| {
                 // The library's own words are lost in the number that goes on.
                 tracing::warn!(error = %e, op = ?job.op, "qcow2");
                 errno(&e)
             })
         }));
-        Ok(Qcow2Disk { image, size, top, read_only, lane })
+        Ok(Qcow2Disk { target, size, top, read_only, lane })
     }
 
     fn write_out(&self) -> io::Result<()> {
-        flush(&self.image.read().unwrap_or_else(PoisonError::into_inner))?;
+        flush(&self.target.read())?;
         if self.top.marked { dirty::mark(&self.top.file, false) } else { Ok(()) }
     }
 }
@@ -89,7 +91,7 @@ impl Block for Qcow2Disk {
     }
 
     fn grow(&self, size: Bytes) -> Result<u64, DiskError> {
-        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let mut image = self.target.image.write().unwrap_or_else(PoisonError::into_inner);
         if size.get() < image.size() {
             let message = format!("{size} is less than the {} it has", Bytes(image.size()));
             return Err(DiskError::new(ErrorCode::Invalid, message));
@@ -215,24 +217,34 @@ fn flush(image: &Image) -> io::Result<()> {
 
 /// What a lane works on.
 struct Target {
-    image: Arc<RwLock<Image>>,
+    image: RwLock<Image>,
     commits: Commits,
 }
 
+impl Target {
+    fn read(&self) -> RwLockReadGuard<'_, Image> {
+        self.image.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was written outlives this process.
+    fn commit(&self) -> io::Result<()> {
+        self.commits.commit(|| block_on(self.read().flush()))
+    }
+}
+
 fn execute(target: &Target, job: &Job) -> io::Result<()> {
-    let read = || target.image.read().unwrap_or_else(PoisonError::into_inner);
     match job.op {
         Op::GetId => return Ok(()),
-        Op::Read => return transfer(&read(), job),
-        Op::Flush => return flush(&read()),
-        Op::Write => transfer(&read(), job)?,
+        Op::Read => return transfer(&target.read(), job),
+        Op::Flush => return flush(&target.read()),
+        Op::Write => transfer(&target.read(), job)?,
         Op::Discard | Op::WriteZeroes => {
             for range in &job.ranges {
                 clear(&target.image, job.op, *range)?;
             }
         }
     }
-    if job.durable { flush(&read()) } else { target.commits.commit(|| block_on(read().flush())) }
+    if job.durable { flush(&target.read()) } else { target.commit() }
 }
 
 fn transfer(image: &Image, job: &Job) -> io::Result<()> {
