@@ -85,7 +85,12 @@ impl Disk {
         };
         match export.held {
             Held::Always => drop(disk.take()?),
-            Held::WhileRunning => disk.set_size(io::size(&export.layers)?),
+            Held::WhileRunning => {
+                disk.set_size(io::size(&export.layers)?);
+                if let (Some(claim), Some(top)) = (disk.claim, export.layers.first()) {
+                    claim.look(&top.path)?;
+                }
+            }
         }
         Ok(disk)
     }

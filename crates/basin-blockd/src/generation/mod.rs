@@ -38,6 +38,15 @@ fn beside(volume: &Path) -> PathBuf {
 }
 
 impl Claim {
+    /// Looks, without a lock, whether the claim would be refused. What another server
+    /// has written may not be seen yet: only [`Claim::take`] is sure.
+    pub fn look(self, volume: &Path) -> Result<(), DiskError> {
+        let path = beside(volume);
+        let Ok(file) = File::open(&path) else { return Ok(()) };
+        let judged = read(&file).and_then(|last| self.judge(last));
+        judged.map(drop).map_err(|why| self.explain(&path, why))
+    }
+
     /// Claims the volume whose file is locked for writing by the caller. Refused if a
     /// newer generation has claimed it; noted durably if it is the newest. Block
     /// devices have no place for it.
@@ -46,7 +55,11 @@ impl Claim {
             return Ok(());
         }
         let path = beside(volume);
-        self.take_at(&path).map_err(|e| match e {
+        self.take_at(&path).map_err(|why| self.explain(&path, why))
+    }
+
+    fn explain(self, path: &Path, why: Refused) -> DiskError {
+        match why {
             Refused::Newer(record) => DiskError::new(
                 ErrorCode::Fenced,
                 format!(
@@ -62,7 +75,8 @@ impl Claim {
             Refused::Other(record) => DiskError::new(
                 ErrorCode::Invalid,
                 format!(
-                    "{} belongs to volume {}, not to {}",
+                    "{} belongs to volume {}, not to {}: if the volume's file was copied here, \
+                     delete this one",
                     path.display(),
                     record.volume,
                     self.volume
@@ -80,7 +94,7 @@ impl Claim {
                 ErrorCode::Io,
                 format!("cannot note the generation in {}: {e}", path.display()),
             ),
-        })
+        }
     }
 
     fn take_at(self, path: &Path) -> Result<(), Refused> {
@@ -89,24 +103,9 @@ impl Claim {
         if !lock::lock(&file, lock::Mode::Exclusive)? {
             return Err(Refused::Io(io::Error::from_raw_os_error(libc::EBUSY)));
         }
-        let mut bytes = [0; 2 * PLACE];
-        let n = read_up_to(&file, &mut bytes)?;
-        let last = match record::read(&bytes[..n]) {
-            Found::Garbage => return Err(Refused::Garbage),
-            Found::Nothing => None,
-            Found::Record(last) if last.volume != self.volume => return Err(Refused::Other(last)),
-            Found::Record(last) if last.generation > self.generation => {
-                return Err(Refused::Newer(last));
-            }
-            Found::Record(last) if last.generation == self.generation => return Ok(()),
-            Found::Record(last) => Some(last),
-        };
-        let record = Record {
-            serial: last.map_or(0, |last| last.serial) + 1,
-            generation: self.generation,
-            volume: self.volume,
-            by: this_server(),
-        };
+        let Some(serial) = self.judge(read(&file)?)? else { return Ok(()) };
+        let record =
+            Record { serial, generation: self.generation, volume: self.volume, by: this_server() };
         let (at, place) = record::write(&record);
         file.write_all_at(&place, at)?;
         file.sync_all()?;
@@ -115,6 +114,24 @@ impl Claim {
         }
         Ok(())
     }
+
+    /// The serial number to write with; `None` if there is nothing to write.
+    fn judge(self, last: Found) -> Result<Option<u64>, Refused> {
+        match last {
+            Found::Garbage => Err(Refused::Garbage),
+            Found::Nothing => Ok(Some(1)),
+            Found::Record(last) if last.volume != self.volume => Err(Refused::Other(last)),
+            Found::Record(last) if last.generation > self.generation => Err(Refused::Newer(last)),
+            Found::Record(last) if last.generation == self.generation => Ok(None),
+            Found::Record(last) => Ok(Some(last.serial + 1)),
+        }
+    }
+}
+
+fn read(file: &File) -> Result<Found, Refused> {
+    let mut bytes = [0; 2 * PLACE];
+    let n = read_up_to(file, &mut bytes)?;
+    Ok(record::read(&bytes[..n]))
 }
 
 enum Refused {

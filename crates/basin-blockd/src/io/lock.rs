@@ -58,11 +58,6 @@ pub fn unlock(file: &File) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Does anyone hold the right to write?
-pub fn is_written(file: &File) -> io::Result<bool> {
-    taken(file, HELD + WRITE)
-}
-
 fn range(kind: libc::c_int, byte: i64) -> libc::flock {
     // SAFETY: a zeroed flock is a valid one.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };

@@ -37,6 +37,11 @@ impl Bucket {
         }
     }
 
+    /// How long the debt lasts.
+    pub fn debt(&mut self, now: Duration) -> Duration {
+        self.take(0, now)
+    }
+
     /// Takes tokens for `bytes`, into debt if it must be; how long the debt lasts.
     pub fn take(&mut self, bytes: u64, now: Duration) -> Duration {
         self.refill(now);
@@ -87,6 +92,7 @@ mod tests {
         bucket.set_rate(None, now);
         assert_eq!(bucket.take(1 << 40, now), Duration::ZERO);
         bucket.set_rate(Some(1000), now);
+        assert_eq!(bucket.debt(now), Duration::ZERO);
         assert_eq!(bucket.take(1000, now), Duration::from_secs(1));
     }
 }

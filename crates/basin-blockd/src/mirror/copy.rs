@@ -47,10 +47,7 @@ impl Mirroring {
         let len = run.end - run.start;
         if zero.is_none() {
             // Before it is its turn: a guest's write waits for the turn, not for this.
-            let debt = self.charge(len);
-            if !debt.is_zero() {
-                tokio::time::sleep(debt).await;
-            }
+            self.pay(len).await;
         }
         let mut turn = self.ask(vec![run.clone()]);
         turn.wait().await;

@@ -20,7 +20,7 @@ impl Mirroring {
     /// order is that of this call.
     pub fn submit(self: &Arc<Mirroring>, job: Job) {
         let parts = match job.op {
-            Op::Write => vec![job.offset..job.offset + job.data.len()],
+            Op::Write => std::iter::once(job.offset..job.offset + job.data.len()).collect(),
             Op::Discard | Op::WriteZeroes => job.ranges.iter().map(span).collect(),
             Op::Flush | Op::Read | Op::GetId => Vec::new(),
         };

@@ -69,6 +69,8 @@ pub struct Mirroring {
     sent: AtomicU64,
     rate: AtomicU64,
     memory: Arc<Semaphore>,
+    /// There is another limit.
+    limit: Notify,
     /// There is something to copy again.
     more: Notify,
     /// It has ended.
@@ -139,6 +141,7 @@ impl Mirroring {
             sent: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             memory: Arc::new(Semaphore::new(MEMORY)),
+            limit: Notify::new(),
             more: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -216,6 +219,20 @@ impl Mirroring {
     pub fn set_limit(&self, limit: Option<Bytes>) {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         bucket.set_rate(limit.map(Bytes::get), self.begin.elapsed());
+        drop(bucket);
+        self.limit.notify_waiters();
+    }
+
+    /// Charges, and waits until it is paid for.
+    async fn pay(&self, bytes: u64) {
+        let mut debt = self.charge(bytes);
+        while !debt.is_zero() {
+            let changed = self.limit.notified();
+            // The limit may be another one by then.
+            let _ = tokio::time::timeout(debt, changed).await;
+            let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            debt = bucket.debt(self.begin.elapsed());
+        }
     }
 
     /// Counts bytes that go over; how long the copy is to wait before it sends them.

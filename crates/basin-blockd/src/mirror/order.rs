@@ -63,14 +63,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn one(part: Range<u64>) -> Vec<Range<u64>> {
+        vec![part]
+    }
+
     #[test]
     fn what_overlaps_waits_and_no_one_is_overtaken() {
         let mut order = Order::default();
-        let (a, go) = order.ask(vec![0..10]);
+        let (a, go) = order.ask(one(0..10));
         assert!(go);
-        let (b, go) = order.ask(vec![5..20]);
+        let (b, go) = order.ask(one(5..20));
         assert!(!go);
-        let (c, go) = order.ask(vec![15..30]);
+        let (c, go) = order.ask(one(15..30));
         assert!(!go, "it would overtake the second");
         let (d, go) = order.ask(vec![40..50, 60..70]);
         assert!(go);
@@ -93,7 +97,7 @@ mod tests {
             let mut picks = picks.into_iter().cycle();
             loop {
                 if let Some((at, len)) = asks.next() {
-                    let (ticket, go) = order.ask(vec![at..at + len]);
+                    let (ticket, go) = order.ask(one(at..at + len));
                     parts.insert(ticket, at..at + len);
                     if go { going.push(ticket) }
                 } else if going.is_empty() {
@@ -108,7 +112,7 @@ mod tests {
                     let ticket = going.swap_remove(picks.next().unwrap().index(going.len()));
                     // Everything older that overlaps it has ended.
                     for (other, range) in parts.range(..ticket) {
-                        if overlap(&[range.clone()], &[parts[&ticket].clone()]) {
+                        if overlap(std::slice::from_ref(range), std::slice::from_ref(&parts[&ticket])) {
                             prop_assert!(ended.contains(other));
                         }
                     }

@@ -105,7 +105,7 @@ impl World {
                 Kind::Write { value, fails } => {
                     if k < going.here.len() {
                         let sector = going.here.swap_remove(k);
-                        if !(*fails && sector % 2 == 0) {
+                        if !(*fails && sector.is_multiple_of(2)) {
                             self.source[sector as usize] = *value;
                         }
                     } else {

@@ -174,7 +174,7 @@ async fn a_client_that_takes_no_answers_is_not_served_without_bound() {
     // Far more than it may have under way, and nothing is ever read.
     let asking = tokio::spawn(async move {
         for n in 0..400u64 {
-            if stream.write_all(&request(Command::Read, n % 60 << 20, 1 << 20)).await.is_err() {
+            if stream.write_all(&request(Command::Read, (n % 60) << 20, 1 << 20)).await.is_err() {
                 break;
             }
         }

@@ -4,7 +4,6 @@ mod exports;
 mod mirrors;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
@@ -14,7 +13,7 @@ use basin_model::{Bytes, Generation, VolumeId};
 
 use crate::control::{ErrorCode, Export, ExportState, Held, Stats};
 use crate::disk::Disk;
-use crate::io::{DiskError, lock};
+use crate::io::DiskError;
 use crate::nbd::grants::Grants;
 use crate::nbd::service::Service;
 use crate::vhost::front::FrontEnd;
@@ -37,29 +36,14 @@ struct Served {
 
 impl Served {
     /// Cuts the front end off, drains, makes the data stable and lets the file go.
-    fn close(self, export: &Export) -> Result<(), DiskError> {
+    fn close(self) -> Result<(), DiskError> {
         self.front.close();
         let synced = self.disk.close();
-        drop(self.disk);
-        wait_until_released(export);
         synced.map_err(|e| {
             let message = format!("cannot write the disk's data out: {e}");
             DiskError::new(ErrorCode::Io, message)
         })
     }
-}
-
-/// An io_uring may hold a file that was taken out of it for some milliseconds
-/// more, and with it the lock. Whoever closes a disk wants to use its file next.
-fn wait_until_released(export: &Export) {
-    let Some(top) = export.layers.first().filter(|_| !export.read_only) else { return };
-    for _ in 0..400 {
-        match File::open(&top.path).and_then(|file| lock::is_written(&file)) {
-            Ok(true) => std::thread::sleep(Duration::from_millis(5)),
-            _ => return,
-        }
-    }
-    tracing::warn!(path = %top.path.display(), "the file's lock lingers");
 }
 
 struct Entry {
@@ -162,10 +146,10 @@ impl Registry {
             }
         }
         let older = entries.remove(&export.volume);
-        if let Some(Entry { served: Ok(older), export: held }) = older {
+        if let Some(Entry { served: Ok(older), .. }) = older {
             tracing::info!(volume = %export.volume, generation = %export.generation,
                 "a newer generation takes over");
-            older.close(&held)?;
+            older.close()?;
         }
         let outcome = serve(&export, &self.pool, &self.service.grants)
             .and_then(|served| self.dir.save(&export).map(|()| served).map_err(cannot_note));
@@ -190,8 +174,8 @@ impl Registry {
         let entry = entries.remove(&volume);
         // The file goes first: a crash from here on must not bring the export back.
         let forgotten = self.dir.remove(volume);
-        if let Some(Entry { served: Ok(served), export }) = entry {
-            served.close(&export)?;
+        if let Some(Entry { served: Ok(served), .. }) = entry {
+            served.close()?;
         }
         forgotten.map_err(|e| {
             DiskError::new(ErrorCode::Io, format!("cannot remove the note of the export: {e}"))
@@ -317,7 +301,7 @@ impl Registry {
     pub fn shut_down(&self) {
         for (volume, entry) in std::mem::take(&mut *self.lock()) {
             if let Ok(served) = entry.served
-                && let Err(why) = served.close(&entry.export)
+                && let Err(why) = served.close()
             {
                 tracing::error!(%volume, %why, "closing");
             }
