@@ -80,6 +80,10 @@ impl Granted {
         User { granted: Arc::clone(self), mirror, clean: false, _token: token }
     }
 
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Relaxed)
+    }
+
     fn complete(&self) -> bool {
         lock(&self.mirror).complete
     }
@@ -98,7 +102,7 @@ impl Granted {
             grant: self.grant.clone(),
             address,
             size: Bytes(self.block.size()),
-            connections: self.connections.load(Relaxed),
+            connections: self.connections(),
             read_bytes: Bytes(self.read_bytes.load(Relaxed)),
             write_bytes: Bytes(self.write_bytes.load(Relaxed)),
             complete: self.complete(),

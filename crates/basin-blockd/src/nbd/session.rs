@@ -18,6 +18,8 @@ use super::proto::request::{Command, HEADER, Limits, Request};
 use super::proto::{Errno, MAX_PAYLOAD, allocation, reply};
 use crate::io::plain::Aligned;
 
+/// Of one grant: what each may have under way adds up.
+const MAX_CONNECTIONS: u32 = 32;
 /// What a client has for the data of its write, and for taking an answer.
 const PIECE_WITHIN: Duration = Duration::from_secs(60);
 /// Each request counts as this much at least: 64 small ones at a time.
@@ -42,6 +44,9 @@ where
 {
     let Agreed { granted, structured, allocation, mirror } = agreed;
     let user = granted.enter(mirror);
+    if granted.connections() > MAX_CONNECTIONS {
+        return Err("too many connections of one server".into());
+    }
     if granted.closing.is_cancelled() {
         return Err("the grant has ended".into());
     }
