@@ -130,10 +130,11 @@ impl Client {
         &mut self,
         volume: VolumeId,
         generation: Generation,
+        mirrored: bool,
         limit: Duration,
     ) -> Result<(), ClientError> {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        self.ask_done(&Request::AwaitRelease { volume, generation, limit_ms }).await
+        self.ask_done(&Request::AwaitRelease { volume, generation, mirrored, limit_ms }).await
     }
 
     /// See [`Request::Fabric`].

@@ -215,9 +215,9 @@ impl Server {
             Request::Hold { volume, generation, held } => {
                 done(self.registry.hold(volume, generation, held))
             }
-            Request::AwaitRelease { volume, generation, limit_ms } => {
+            Request::AwaitRelease { volume, generation, mirrored, limit_ms } => {
                 let limit = Duration::from_millis(limit_ms);
-                done(self.registry.await_release(volume, generation, limit))
+                done(self.registry.await_release(volume, generation, mirrored, limit))
             }
             Request::Quit => {
                 self.quitting.store(true, Ordering::Release);

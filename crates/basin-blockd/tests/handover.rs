@@ -42,7 +42,9 @@ fn hold(daemon: &Daemon, export: &Export, held: Held) {
 
 fn await_release(daemon: &Daemon, export: &Export) {
     let limit = Duration::from_secs(60);
-    daemon.ask(async |c| c.await_release(export.volume, export.generation, limit).await).unwrap();
+    daemon
+        .ask(async |c| c.await_release(export.volume, export.generation, false, limit).await)
+        .unwrap();
 }
 
 /// There and back several times, as a VM that moves between two servers.
@@ -233,7 +235,7 @@ fn waiting_for_a_release_ends() {
     daemon.open(&export);
     let wait = |ms| {
         let limit = Duration::from_millis(ms);
-        daemon.ask(async |c| c.await_release(export.volume, export.generation, limit).await)
+        daemon.ask(async |c| c.await_release(export.volume, export.generation, false, limit).await)
     };
     assert_eq!(refusal(wait(10)).0, ErrorCode::Invalid);
     let mut guest = Guest::new(1);

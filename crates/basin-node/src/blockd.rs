@@ -354,10 +354,11 @@ impl Disks for Supervisor {
         generation: Generation,
         held: Held,
     ) -> Result<(), DiskError> {
+        self.ask(|client| Box::pin(client.hold(volume, generation, held))).await?;
         if let Some(export) = self.state().wanted.get_mut(&volume) {
             export.held = held;
         }
-        self.ask(|client| Box::pin(client.hold(volume, generation, held))).await
+        Ok(())
     }
 
     /// On a connection of its own: others are not to wait for it.
@@ -365,13 +366,14 @@ impl Disks for Supervisor {
         &self,
         volume: VolumeId,
         generation: Generation,
+        mirrored: bool,
         limit: Duration,
     ) -> Result<(), DiskError> {
         let error =
             |error: ClientError| DiskError { code: error.code(), message: error.to_string() };
         let mut client = Client::connect(&self.0.dir).await.map_err(error)?;
-        match timeout(limit + ANSWERS_WITHIN, client.await_release(volume, generation, limit)).await
-        {
+        let released = client.await_release(volume, generation, mirrored, limit);
+        match timeout(limit + ANSWERS_WITHIN, released).await {
             Ok(answer) => answer.map_err(error),
             Err(_) => {
                 Err(DiskError { code: None, message: "blockd did not answer in time".into() })

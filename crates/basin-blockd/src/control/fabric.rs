@@ -84,7 +84,8 @@ pub enum MirrorPhase {
     Copying,
     /// A write is answered when both sides have it.
     InSync,
-    /// The device has stopped, and the target has everything and knows it.
+    /// The device has stopped, and the target has everything and knows it. The disk is
+    /// not used here any more unless it is taken back, see `Hold`.
     Finished,
     /// The target is of no use. The guest goes on with its own disk, unharmed.
     Failed {

@@ -70,14 +70,15 @@ pub enum Request {
     /// What is served, and how it goes.
     List,
     /// From now on the file is held otherwise. To `WhileRunning`: let go at once if
-    /// the device does not run. To `Always`: taken at once if it is not held; of an
-    /// export for which a grant still writes, this ends the grant whether or not its
+    /// the device does not run. To `Always`: taken at once if it is not held, and taken
+    /// back if a mirror has brought it to another server: a hand-over is called off. Of
+    /// an export for which a grant still writes, this ends the grant whether or not its
     /// mirror was finished.
     Hold { volume: VolumeId, generation: Generation, held: Held },
-    /// Returns when the device has stopped, the file is let go, and a mirror, if there
-    /// is one, is finished; refused with the reason when the mirror is not, or when
-    /// `limit_ms` are over. Only for an export that is held `WhileRunning`.
-    AwaitRelease { volume: VolumeId, generation: Generation, limit_ms: u64 },
+    /// Returns when the device has stopped, the file is let go, and a mirror, if it is
+    /// `mirrored`, is finished; refused with the reason when there is none that can be,
+    /// or when `limit_ms` are over. Only for an export that is held `WhileRunning`.
+    AwaitRelease { volume: VolumeId, generation: Generation, mirrored: bool, limit_ms: u64 },
     /// The file has grown; tell the guest.
     Resize { volume: VolumeId, size: Bytes },
     /// From now on other servers are spoken to with these certificates; `None`: not
@@ -157,7 +158,8 @@ pub struct ExportState {
     /// The file is locked and open here.
     #[serde(default)]
     pub holds: bool,
-    /// The last mirror of this disk, until the export is closed.
+    /// The last mirror of this disk, until the export is closed. One that a blockd
+    /// before this one had begun has failed.
     #[serde(default)]
     pub mirror: Option<MirrorState>,
 }

@@ -55,6 +55,9 @@ pub trait Tapped: Send + Sync {
     fn detach(&self);
     /// Both sides have become the same.
     fn in_sync(&self);
+    /// From now on the other side may know that it has everything. Noted for ever, or
+    /// until the disk is taken back.
+    fn leaving(&self) -> Result<(), String>;
 }
 
 /// A mirror, until its disk is closed.
@@ -321,9 +324,14 @@ impl Mirroring {
     pub fn outdated(&self) {
         let mut state = self.lock();
         if state.phase == MirrorPhase::Finished {
-            let reason = "the guest went on here after the mirror had been finished".into();
+            let reason = "the guest goes on here after the mirror had been finished".into();
             state.phase = MirrorPhase::Failed { reason };
         }
+    }
+
+    /// The other side has no room for what the disk has become.
+    pub fn outgrown(self: &Arc<Mirroring>) {
+        self.fail("the disk has grown since the mirror began");
     }
 
     /// Ends, unless it has ended. The connections break off, so the other side knows
@@ -362,14 +370,8 @@ impl Mirroring {
             }
         };
         let begin = Instant::now();
-        let outcome = self.runtime.block_on(async {
-            if let Some(first) = clients.first() {
-                first.flush().await?;
-            }
-            futures::future::try_join_all(clients.iter().map(|c| c.leave())).await.map(drop)
-        });
-        match outcome {
-            Err(why) => self.fail(&why.to_string()),
+        match self.take_leave(&clients) {
+            Err(why) => self.fail(&why),
             Ok(()) if self.advance(MirrorPhase::InSync, MirrorPhase::Finished) => {
                 tracing::info!(volume = %self.mirror.volume, took = ?begin.elapsed(),
                     "the mirror is finished");
@@ -381,5 +383,16 @@ impl Mirroring {
             Ok(()) => {}
         }
         self.phase().has_ended()
+    }
+
+    /// The other side has everything on its disk and knows it when this returns.
+    fn take_leave(&self, clients: &[Arc<Client>]) -> Result<(), String> {
+        let text = |why: NbdError| why.to_string();
+        if let Some(first) = clients.first() {
+            self.runtime.block_on(first.flush()).map_err(text)?;
+        }
+        self.tapped.leaving()?;
+        let all = futures::future::try_join_all(clients.iter().map(|c| c.leave()));
+        self.runtime.block_on(all).map(drop).map_err(text)
     }
 }

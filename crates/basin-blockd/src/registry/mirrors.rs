@@ -4,8 +4,9 @@ use std::sync::{Arc, Weak};
 
 use basin_model::{Bytes, Generation, VolumeId};
 
-use super::Registry;
-use crate::control::{ErrorCode, Grant, Layer, Mirror};
+use super::exports::ExportDir;
+use super::{Registry, cannot_note};
+use crate::control::{ErrorCode, Grant, Layer, Mirror, MirrorPhase};
 use crate::disk::Disk;
 use crate::io::DiskError;
 use crate::mirror::{Mirroring, Tapped};
@@ -14,8 +15,9 @@ use crate::worker::Pool;
 /// How a mirror reaches the queues of its disk.
 struct Tap {
     disk: Weak<Disk>,
-    volume: VolumeId,
+    mirror: Mirror,
     pool: Arc<Pool>,
+    dir: Arc<ExportDir>,
 }
 
 impl Tapped for Tap {
@@ -23,7 +25,7 @@ impl Tapped for Tap {
         let Some(disk) = self.disk.upgrade() else { return };
         // Queues that start meanwhile find it here.
         disk.set_tap(Some(Arc::clone(mirror)));
-        self.pool.tap(self.volume, Some(mirror));
+        self.pool.tap(self.mirror.volume, Some(mirror));
         if mirror.phase().has_ended() {
             self.detach();
         }
@@ -33,13 +35,21 @@ impl Tapped for Tap {
         if let Some(disk) = self.disk.upgrade() {
             disk.set_tap(None);
         }
-        self.pool.tap(self.volume, None);
+        self.pool.tap(self.mirror.volume, None);
     }
 
     fn in_sync(&self) {
         if let Some(disk) = self.disk.upgrade() {
             disk.settle();
         }
+    }
+
+    fn leaving(&self) -> Result<(), String> {
+        self.dir.save_mirror(&self.mirror, true).map_err(|e| cannot_note(e).to_string())?;
+        if let Some(disk) = self.disk.upgrade() {
+            disk.set_gone(Some(self.mirror.host));
+        }
+        Ok(())
     }
 }
 
@@ -60,11 +70,13 @@ impl Registry {
         let (runtime, identity) = self.service.outgoing()?;
         let tap = Tap {
             disk: Arc::downgrade(&disk),
-            volume: mirror.volume,
+            mirror: mirror.clone(),
             pool: Arc::clone(&self.pool),
+            dir: Arc::clone(&self.dir),
         };
         disk.set_mirror(mirror, |block| {
-            Mirroring::begin(mirror.clone(), block, Box::new(tap), runtime, identity)
+            self.dir.save_mirror(mirror, false).map_err(cannot_note)?;
+            Ok(Mirroring::begin(mirror.clone(), block, Box::new(tap), runtime, identity))
         })
     }
 
@@ -82,6 +94,9 @@ impl Registry {
             Ok(disk) => {
                 if let Some(mirror) = disk.mirror() {
                     mirror.stop();
+                    if mirror.phase() == MirrorPhase::Stopped {
+                        self.dir.forget_mirror(volume).map_err(cannot_note)?;
+                    }
                 }
                 Ok(())
             }

@@ -1,13 +1,13 @@
 //! Which disks are served, and who may change that.
 
 mod exports;
+mod hold;
 mod mirrors;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
-use std::time::{Duration, Instant};
 
 use basin_model::{Bytes, Generation, VolumeId};
 
@@ -18,13 +18,11 @@ use crate::nbd::grants::Grants;
 use crate::nbd::service::Service;
 use crate::vhost::front::FrontEnd;
 use crate::worker::Pool;
-use exports::ExportDir;
+use exports::{Begun, ExportDir};
 
 const MAX_QUEUES: u16 = 64;
 /// Disks that are opened in parallel at the start.
 const AT_ONCE: usize = 8;
-/// How long a disk that is to be held again is waited for.
-const TAKE_WITHIN: Duration = Duration::from_secs(5);
 /// The longest path that a unix socket can have, less the suffix used while binding.
 const MAX_SOCKET: usize = 106;
 
@@ -55,14 +53,14 @@ struct Entry {
 pub struct Registry {
     pool: Arc<Pool>,
     pub service: Service,
-    dir: ExportDir,
+    dir: Arc<ExportDir>,
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
 }
 
 impl Registry {
     /// Serves what was served before.
     pub fn restore(dir: &Path, pool: Arc<Pool>) -> std::io::Result<Registry> {
-        let dir = ExportDir::open(dir.to_owned())?;
+        let dir = Arc::new(ExportDir::open(dir.to_owned())?);
         let service = Service::default();
         let mut entries = BTreeMap::new();
         let mut exports = dir.load()?.into_iter();
@@ -72,7 +70,7 @@ impl Registry {
             if some.is_empty() {
                 break;
             }
-            let (pool, grants) = (&pool, &service.grants);
+            let (pool, grants, dir) = (&pool, &service.grants, &dir);
             let some: Vec<Entry> = std::thread::scope(|scope| {
                 let opening: Vec<_> = some
                     .into_iter()
@@ -80,7 +78,7 @@ impl Registry {
                         (
                             scope.spawn({
                                 let export = export.clone();
-                                move || serve(&export, pool, grants)
+                                move || serve(&export, pool, grants, dir)
                             }),
                             export,
                         )
@@ -110,7 +108,7 @@ impl Registry {
     pub fn retry(&self) -> bool {
         let mut failing = false;
         for entry in self.lock().values_mut().filter(|e| e.served.is_err()) {
-            match serve(&entry.export, &self.pool, &self.service.grants) {
+            match serve(&entry.export, &self.pool, &self.service.grants, &self.dir) {
                 Ok(served) => {
                     tracing::info!(volume = %entry.export.volume, "serving at last");
                     entry.served = Ok(served);
@@ -131,6 +129,10 @@ impl Registry {
             fence(&entry.export, export.generation)?;
             if entry.served.is_ok() && same_but_for_held(&entry.export, &export) {
                 let held = entry.export.held;
+                if let Ok(served) = &entry.served {
+                    // Only `Hold` says that a hand-over was called off.
+                    served.disk.check_here()?;
+                }
                 drop(entries);
                 return match export.held == held {
                     true => Ok(()),
@@ -146,12 +148,16 @@ impl Registry {
             }
         }
         let older = entries.remove(&export.volume);
+        if older.as_ref().is_none_or(|older| older.export.generation != export.generation) {
+            // An earlier owner's mirror is nothing to this one.
+            self.dir.forget_mirror(export.volume).map_err(cannot_note)?;
+        }
         if let Some(Entry { served: Ok(older), .. }) = older {
             tracing::info!(volume = %export.volume, generation = %export.generation,
                 "a newer generation takes over");
             older.close()?;
         }
-        let outcome = serve(&export, &self.pool, &self.service.grants)
+        let outcome = serve(&export, &self.pool, &self.service.grants, &self.dir)
             .and_then(|served| self.dir.save(&export).map(|()| served).map_err(cannot_note));
         match outcome {
             Ok(served) => {
@@ -182,64 +188,6 @@ impl Registry {
         })?;
         tracing::info!(%volume, "closed");
         Ok(())
-    }
-
-    /// See [`crate::control::Request::Hold`].
-    pub fn hold(
-        &self,
-        volume: VolumeId,
-        generation: Generation,
-        held: Held,
-    ) -> Result<(), DiskError> {
-        let disk = self.change_held(volume, generation, held)?;
-        tracing::info!(%volume, ?held, "held otherwise");
-        if held == Held::WhileRunning {
-            disk.settle();
-            return Ok(());
-        }
-        let end = Instant::now() + TAKE_WITHIN;
-        loop {
-            match disk.take() {
-                Ok(_) => return Ok(()),
-                Err(why) if why.code == ErrorCode::Locked && Instant::now() < end => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(why) => {
-                    self.change_held(volume, generation, Held::WhileRunning)?;
-                    return Err(why);
-                }
-            }
-        }
-    }
-
-    fn change_held(
-        &self,
-        volume: VolumeId,
-        generation: Generation,
-        held: Held,
-    ) -> Result<Arc<Disk>, DiskError> {
-        let mut entries = self.lock();
-        let entry = entries.get_mut(&volume).ok_or_else(|| not_served(volume))?;
-        fence(&entry.export, generation)?;
-        let disk = match &entry.served {
-            Ok(served) => Arc::clone(&served.disk),
-            Err(why) => return Err(why.clone()),
-        };
-        let export = Export { held, ..entry.export.clone() };
-        self.dir.save(&export).map_err(cannot_note)?;
-        entry.export = export;
-        disk.set_held(held);
-        Ok(disk)
-    }
-
-    /// See [`crate::control::Request::AwaitRelease`].
-    pub fn await_release(
-        &self,
-        volume: VolumeId,
-        generation: Generation,
-        limit: Duration,
-    ) -> Result<(), DiskError> {
-        self.disk(volume, generation)?.await_release(limit)
     }
 
     fn disk(&self, volume: VolumeId, generation: Generation) -> Result<Arc<Disk>, DiskError> {
@@ -274,7 +222,7 @@ impl Registry {
                     stalled: disk.stalled(),
                     running: disk.running(),
                     holds: disk.block().is_some(),
-                    mirror: disk.mirror().map(|m| m.state()),
+                    mirror: disk.mirror_state(),
                 },
                 Err(why) => ExportState {
                     export,
@@ -310,8 +258,20 @@ impl Registry {
     }
 }
 
-fn serve(export: &Export, pool: &Arc<Pool>, grants: &Arc<Grants>) -> Result<Served, DiskError> {
+fn serve(
+    export: &Export,
+    pool: &Arc<Pool>,
+    grants: &Arc<Grants>,
+    dir: &ExportDir,
+) -> Result<Served, DiskError> {
     let disk = Arc::new(Disk::open(export, grants)?);
+    if let Some(Begun { mirror, gone }) = dir.mirror(export.volume) {
+        let host = mirror.host;
+        disk.set_lost_mirror(mirror);
+        if gone && export.held == Held::WhileRunning {
+            disk.set_gone(Some(host));
+        }
+    }
     let front = FrontEnd::listen(&export.socket, export.uid, Arc::clone(&disk), Arc::clone(pool))
         .map_err(|e| {
         let message = format!("cannot listen on {}: {e}", export.socket.display());

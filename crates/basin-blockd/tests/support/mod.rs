@@ -5,6 +5,7 @@
 pub mod driver;
 pub mod fabric;
 pub mod load;
+pub mod pair;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -115,6 +115,7 @@ impl Disks for FakeDisks {
         &self,
         volume: VolumeId,
         _: Generation,
+        mirrored: bool,
         _: Duration,
     ) -> Result<(), DiskError> {
         let mut state = self.state();
@@ -122,12 +123,12 @@ impl Disks for FakeDisks {
             return Err(not_found(volume));
         }
         match state.mirrors.get_mut(&volume) {
-            None => Ok(()),
+            _ if !mirrored => Ok(()),
             Some((_, phase)) if matches!(phase, MirrorPhase::InSync | MirrorPhase::Finished) => {
                 *phase = MirrorPhase::Finished;
                 Ok(())
             }
-            Some(_) => Err(DiskError {
+            _ => Err(DiskError {
                 code: Some(ErrorCode::MirrorFailed),
                 message: "the mirror is not in sync".into(),
             }),

@@ -43,12 +43,13 @@ pub trait Disks: Send + Sync + 'static {
         held: Held,
     ) -> Result<(), DiskError>;
 
-    /// Waits until the device has stopped, the file is let go, and a mirror, if there
-    /// is one, is finished.
+    /// Waits until the device has stopped, the file is let go, and a mirror, if it is
+    /// `mirrored`, is finished.
     async fn await_release(
         &self,
         volume: VolumeId,
         generation: Generation,
+        mirrored: bool,
         limit: Duration,
     ) -> Result<(), DiskError>;
 
@@ -63,7 +64,7 @@ pub trait Disks: Send + Sync + 'static {
 
     async fn grants(&self) -> Result<Vec<GrantState>, DiskError>;
 
-    /// Begins a mirror; how it goes is in [`Disks::list`]. Lost when blockd ends.
+    /// Begins a mirror; how it goes is in [`Disks::list`]. When blockd ends, it fails.
     async fn mirror(&self, mirror: &Mirror) -> Result<(), DiskError>;
 
     async fn mirror_limit(&self, volume: VolumeId, limit: Option<Bytes>) -> Result<(), DiskError>;

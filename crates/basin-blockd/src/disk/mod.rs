@@ -1,18 +1,20 @@
 //! A disk as its queues, its front end and the control socket share it: what it is,
 //! and whether its file is held at the moment.
 
+mod mirror;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use basin_model::{Bytes, VolumeId};
 
-use crate::control::{ErrorCode, Export, Held, Layer, Mirror, MirrorPhase};
+use crate::control::{ErrorCode, Export, Held, Layer, MirrorPhase};
 use crate::generation::Claim;
 use crate::io::{self, Block, DiskError};
-use crate::mirror::Mirroring;
 use crate::nbd::grants::Grants;
 use crate::stats::Counters;
+use mirror::Mirrors;
 
 pub struct Disk {
     pub volume: VolumeId,
@@ -24,9 +26,7 @@ pub struct Disk {
     claim: Option<Claim>,
     layers: Vec<Layer>,
     grants: Arc<Grants>,
-    mirror: Mutex<Option<Arc<Mirroring>>>,
-    /// The mirror, while the queues are to use it.
-    tap: Mutex<Option<Arc<Mirroring>>>,
+    mirrors: Mirrors,
     /// What the configuration space tells, be the file held or not.
     size: AtomicU64,
     /// Held while the file is taken or let go.
@@ -68,8 +68,7 @@ impl Disk {
             claim: (!export.read_only).then_some(claim),
             layers: export.layers.clone(),
             grants: Arc::clone(grants),
-            mirror: Mutex::default(),
-            tap: Mutex::default(),
+            mirrors: Mirrors::default(),
             size: AtomicU64::new(0),
             turn: Mutex::default(),
             state: Mutex::new(State {
@@ -106,6 +105,7 @@ impl Disk {
         if let Some(block) = self.block() {
             return Ok(block);
         }
+        self.check_here()?;
         // What was brought for it is its own; whoever takes it for good, takes it as it is.
         let anyway = self.held() == Held::Always;
         let brought = self.grants.take_over(self.claim, self.volume, &self.layers, anyway)?;
@@ -140,6 +140,11 @@ impl Disk {
         }
         let mut state = lock(&self.state);
         if !idle(&state) {
+            drop(state);
+            if self.running() {
+                // It was started again just before the end of the mirror.
+                self.set_gone(None);
+            }
             return;
         }
         let Some(block) = state.block.take() else { return };
@@ -181,53 +186,6 @@ impl Disk {
                 state.unclean = None;
             }
             self.changed.notify_all();
-            drop(state);
-            if let Some(mirror) = self.mirror().filter(|_| running) {
-                mirror.outdated();
-            }
-        }
-    }
-
-    /// The last mirror.
-    pub fn mirror(&self) -> Option<Arc<Mirroring>> {
-        lock(&self.mirror).clone()
-    }
-
-    /// Where the queues' writes go, if not to the disk alone.
-    pub fn tap(&self) -> Option<Arc<Mirroring>> {
-        lock(&self.tap).clone()
-    }
-
-    pub fn set_tap(&self, mirror: Option<Arc<Mirroring>>) {
-        *lock(&self.tap) = mirror;
-    }
-
-    /// Begins a mirror by `begin`, which gets the disk's open file.
-    pub fn set_mirror(
-        &self,
-        mirror: &Mirror,
-        begin: impl FnOnce(Arc<dyn Block>) -> Arc<Mirroring>,
-    ) -> Result<(), DiskError> {
-        let _turn = lock(&self.turn);
-        let invalid = |message: String| Err(DiskError::new(ErrorCode::Invalid, message));
-        if let Some(older) = self.mirror() {
-            let state = older.state();
-            if !state.phase.has_ended() {
-                return match state.mirror == *mirror {
-                    true => Ok(()),
-                    false => invalid(format!(
-                        "volume {} is already mirrored to server {}: stop that first",
-                        self.volume, state.mirror.host
-                    )),
-                };
-            }
-        }
-        match self.block() {
-            Some(block) if !self.read_only => {
-                *lock(&self.mirror) = Some(begin(block));
-                Ok(())
-            }
-            _ => invalid(format!("volume {} is not open for writing here", self.volume)),
         }
     }
 
@@ -239,8 +197,9 @@ impl Disk {
         lock(&self.state).held = held;
     }
 
-    /// Waits until the device has stopped and the file is let go.
-    pub fn await_release(&self, limit: Duration) -> Result<(), DiskError> {
+    /// Waits until the device has stopped and the file is let go; if it is `mirrored`,
+    /// by a mirror that is finished.
+    pub fn await_release(&self, mirrored: bool, limit: Duration) -> Result<(), DiskError> {
         let late = |what: &str| {
             let message = format!("volume {}: {what} after {limit:?}", self.volume);
             Err(DiskError::new(ErrorCode::Late, message))
@@ -248,15 +207,7 @@ impl Disk {
         let end = Instant::now() + limit.min(Duration::from_secs(3600));
         let mut state = lock(&self.state);
         loop {
-            let mirror = self.mirror().map(|m| m.phase());
-            if let Some(phase @ (MirrorPhase::Failed { .. } | MirrorPhase::Stopped)) = mirror {
-                let why = match phase {
-                    MirrorPhase::Failed { reason } => reason,
-                    _ => "it was given up".into(),
-                };
-                let message = format!("the mirror of volume {} is of no use: {why}", self.volume);
-                return Err(DiskError::new(ErrorCode::MirrorFailed, message));
-            }
+            self.check_mirror(mirrored)?;
             if state.held == Held::Always {
                 let message = format!("volume {} is not held while running only", self.volume);
                 return Err(DiskError::new(ErrorCode::Invalid, message));
@@ -284,6 +235,25 @@ impl Disk {
         }
     }
 
+    /// Refused if what is to be released cannot be what is expected.
+    fn check_mirror(&self, mirrored: bool) -> Result<(), DiskError> {
+        let useless = |why: &str| {
+            let message = format!("the mirror of volume {} is of no use: {why}", self.volume);
+            Err(DiskError::new(ErrorCode::MirrorFailed, message))
+        };
+        match self.mirror_phase() {
+            Some(phase) if !mirrored && !phase.has_ended() => {
+                let message = format!("volume {} is mirrored: stop that first", self.volume);
+                Err(DiskError::new(ErrorCode::Invalid, message))
+            }
+            _ if !mirrored => self.check_here(),
+            Some(MirrorPhase::Failed { reason }) => useless(&reason),
+            Some(MirrorPhase::Stopped) => useless("it was given up"),
+            None => useless("there is none"),
+            Some(_) => Ok(()),
+        }
+    }
+
     pub fn size(&self) -> Bytes {
         Bytes(self.size.load(Ordering::Relaxed))
     }
@@ -302,7 +272,11 @@ impl Disk {
             let message = format!("the file has {} and not the {size} it should have", Bytes(now));
             return Err(DiskError::new(ErrorCode::Invalid, message));
         }
-        Ok(self.size.swap(now, Ordering::Relaxed) != now)
+        let grown = self.size.swap(now, Ordering::Relaxed) != now;
+        if let Some(mirror) = self.mirror().filter(|_| grown) {
+            mirror.outgrown();
+        }
+        Ok(grown)
     }
 
     pub fn stalled(&self) -> Option<String> {
