@@ -201,6 +201,18 @@ fn a_target_that_falls_silent_does_not_hold_the_guest_up_for_ever() {
     pair.in_sync();
 }
 
+/// A guest that writes nothing has a mirror that fails all the same.
+#[test]
+fn a_target_that_dies_while_nothing_is_written_is_noticed() {
+    let mut pair = Pair::new(Raw, Raw);
+    pair.source.mirror(&pair.mirror);
+    pair.in_sync();
+    pair.target.kill();
+    assert!(pair.failure().contains("connection"), "{:?}", pair.state());
+    pair.hold(Held::WhileRunning);
+    assert_eq!(refusal(pair.await_release()).0, ErrorCode::MirrorFailed);
+}
+
 #[test]
 fn a_disk_that_grows_ends_its_mirror() {
     let pair = Pair::new(Raw, Raw);

@@ -87,6 +87,8 @@ struct State {
     order: Order,
     waiting: HashMap<Ticket, oneshot::Sender<()>>,
     clients: Vec<Arc<Client>>,
+    /// The connections are about to end in order.
+    leaving: bool,
 }
 
 /// A right to touch a part of the disk, or the place in the queue for it.
@@ -131,6 +133,7 @@ impl Mirroring {
             order: Order::default(),
             waiting: HashMap::new(),
             clients: Vec::new(),
+            leaving: false,
         };
         let limit = mirror.limit.map(Bytes::get);
         let mirroring = Arc::new(Mirroring {
@@ -182,6 +185,7 @@ impl Mirroring {
             let (here, there) = (Bytes(here), Bytes(there));
             return Err(format!("volume {name} at server {host} has {there}, and needs {here}"));
         }
+        clients.iter().for_each(|client| self.watch(Arc::clone(client)));
         self.lock().clients = clients;
         let me = Arc::clone(self);
         let attached = tokio::task::spawn_blocking(move || me.tapped.attach(&me));
@@ -196,6 +200,17 @@ impl Mirroring {
         self.spawn(async move { me.measure().await });
         self.look_whether_in_sync();
         Ok(())
+    }
+
+    /// A connection that breaks while nothing is sent ends the mirror as well.
+    fn watch(self: &Arc<Mirroring>, client: Arc<Client>) {
+        let me = Arc::clone(self);
+        self.spawn(async move {
+            let why = client.ended().await;
+            if !me.lock().leaving {
+                me.fail(&format!("the connection to server {} ended: {why}", me.mirror.host));
+            }
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -391,6 +406,7 @@ impl Mirroring {
         if let Some(first) = clients.first() {
             self.runtime.block_on(first.flush()).map_err(text)?;
         }
+        self.lock().leaving = true;
         self.tapped.leaving()?;
         let all = futures::future::try_join_all(clients.iter().map(|c| c.leave()));
         self.runtime.block_on(all).map(drop).map_err(text)

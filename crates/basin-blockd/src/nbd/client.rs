@@ -188,6 +188,14 @@ impl Client {
         }
     }
 
+    /// Returns when nothing more comes, with the reason.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        // An error: whoever read has been stopped.
+        let _ = ended.wait_for(|ended| *ended).await;
+        lock(&self.state).broken.clone().unwrap_or_else(|| "it was cut off".into())
+    }
+
     /// Ends the connection without taking leave; whoever waits gets the reason.
     pub fn abort(&self, why: &str) {
         fail(&self.state, why);

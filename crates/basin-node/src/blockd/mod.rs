@@ -4,6 +4,10 @@
 //! daemon finds it by its socket. When it dies it is started again at once: guests
 //! wait for their disks meanwhile.
 
+mod disks;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -13,11 +17,10 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use basin_blockd::client::{Client, ClientError, Hello};
-use basin_blockd::control::{Export, ExportState, Fabric, Grant, GrantState, Held, Mirror};
+use basin_blockd::control::{Export, Fabric};
+use basin_model::VolumeId;
 use basin_model::task::Problem;
-use basin_model::{Bytes, Generation, VolumeId};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -26,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{BlockdLauncher, NodeConfig};
-use crate::disks::{DiskError, Disks};
+use crate::disks::DiskError;
 use crate::problem::problem;
 
 /// How long a new blockd has until it answers, and a request until blockd is back.
@@ -72,10 +75,22 @@ impl Supervisor {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Supervisor {
+        let dir = config.run_dir.join("blockd");
+        let log = config.state_dir.join("blockd.log");
+        Supervisor::start_in(launcher, dir, log, tasks, stop).await
+    }
+
+    async fn start_in(
+        launcher: BlockdLauncher,
+        dir: PathBuf,
+        log: PathBuf,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Supervisor {
         let supervisor = Supervisor(Arc::new(Inner {
             launcher,
-            dir: config.run_dir.join("blockd"),
-            log: config.state_dir.join("blockd.log"),
+            dir,
+            log,
             connection: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             problem: watch::channel(None).0,
@@ -107,10 +122,17 @@ impl Supervisor {
             match running {
                 Ok(running) => {
                     self.report(&running);
-                    self.speak_again().await;
-                    self.open_missing().await;
-                    self.replace_if_old_and_idle().await;
-                    running.ended().await;
+                    let set_up = async {
+                        self.speak_again().await;
+                        self.open_missing().await;
+                        self.replace_if_old_and_idle().await;
+                        std::future::pending::<()>().await;
+                    };
+                    // It may die meanwhile, and nobody else starts it again.
+                    tokio::select! {
+                        () = running.ended() => {}
+                        () = set_up => {}
+                    }
                     tracing::error!(pid = running.hello.pid, "blockd has ended");
                 }
                 Err(why) => {
@@ -267,6 +289,24 @@ impl Supervisor {
         }
     }
 
+    /// As [`Supervisor::ask`], for what may take its time: on a connection of its own,
+    /// so that others do not wait for it.
+    async fn ask_beside<T>(
+        &self,
+        request: impl for<'a> Fn(&'a mut Client) -> Asked<'a, T>,
+    ) -> Result<T, DiskError> {
+        let until = Instant::now() + COMES_UP_WITHIN;
+        loop {
+            match self.try_once(None, &request).await {
+                Ok((_, answer)) => return answer,
+                Err(message) if Instant::now() >= until => {
+                    return Err(DiskError { code: None, message });
+                }
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
     /// An error means that blockd could not be asked. What it was asked before that
     /// is idempotent.
     async fn try_once<T>(
@@ -319,116 +359,5 @@ impl Running {
         if self.pidfd.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
-    }
-}
-
-#[async_trait]
-impl Disks for Supervisor {
-    async fn open(&self, export: &Export) -> Result<(), DiskError> {
-        self.keep(export);
-        let opened = self.ask_open(export).await;
-        if opened.is_err() {
-            self.state().wanted.remove(&export.volume);
-        }
-        opened
-    }
-
-    async fn close(&self, volume: VolumeId, generation: Generation) -> Result<(), DiskError> {
-        self.state().wanted.remove(&volume);
-        self.ask(|client| Box::pin(client.close(volume, generation))).await?;
-        self.replace_if_old_and_idle().await;
-        Ok(())
-    }
-
-    async fn list(&self) -> Result<Vec<ExportState>, DiskError> {
-        self.ask(|client| Box::pin(client.list())).await
-    }
-
-    async fn resize(&self, volume: VolumeId, size: Bytes) -> Result<(), DiskError> {
-        self.ask(|client| Box::pin(client.resize(volume, size))).await
-    }
-
-    async fn hold(
-        &self,
-        volume: VolumeId,
-        generation: Generation,
-        held: Held,
-    ) -> Result<(), DiskError> {
-        self.ask(|client| Box::pin(client.hold(volume, generation, held))).await?;
-        if let Some(export) = self.state().wanted.get_mut(&volume) {
-            export.held = held;
-        }
-        Ok(())
-    }
-
-    /// On a connection of its own: others are not to wait for it.
-    async fn await_release(
-        &self,
-        volume: VolumeId,
-        generation: Generation,
-        mirrored: bool,
-        limit: Duration,
-    ) -> Result<(), DiskError> {
-        let error =
-            |error: ClientError| DiskError { code: error.code(), message: error.to_string() };
-        let mut client = Client::connect(&self.0.dir).await.map_err(error)?;
-        let released = client.await_release(volume, generation, mirrored, limit);
-        match timeout(limit + ANSWERS_WITHIN, released).await {
-            Ok(answer) => answer.map_err(error),
-            Err(_) => {
-                Err(DiskError { code: None, message: "blockd did not answer in time".into() })
-            }
-        }
-    }
-
-    async fn fabric(&self, fabric: Option<&Fabric>) -> Result<(), DiskError> {
-        self.state().fabric = fabric.cloned();
-        self.ask_fabric(fabric.cloned()).await
-    }
-
-    async fn grant(&self, grant: &Grant) -> Result<(), DiskError> {
-        let grant = Arc::new(grant.clone());
-        self.ask(|client| {
-            let grant = grant.clone();
-            Box::pin(async move { client.grant(&grant).await })
-        })
-        .await
-    }
-
-    async fn revoke(&self, volume: VolumeId, generation: Generation) -> Result<(), DiskError> {
-        self.ask(|client| Box::pin(client.revoke(volume, generation))).await
-    }
-
-    async fn grants(&self) -> Result<Vec<GrantState>, DiskError> {
-        self.ask(|client| Box::pin(client.grants())).await
-    }
-
-    async fn mirror(&self, mirror: &Mirror) -> Result<(), DiskError> {
-        let mirror = Arc::new(mirror.clone());
-        self.ask(|client| {
-            let mirror = mirror.clone();
-            Box::pin(async move { client.mirror(&mirror).await })
-        })
-        .await
-    }
-
-    async fn mirror_limit(&self, volume: VolumeId, limit: Option<Bytes>) -> Result<(), DiskError> {
-        self.ask(|client| Box::pin(client.mirror_limit(volume, limit))).await
-    }
-
-    async fn stop_mirror(&self, volume: VolumeId, generation: Generation) -> Result<(), DiskError> {
-        self.ask(|client| Box::pin(client.stop_mirror(volume, generation))).await
-    }
-
-    fn keep(&self, export: &Export) {
-        self.state().wanted.insert(export.volume, export.clone());
-    }
-
-    fn up(&self) -> bool {
-        self.pid().is_some()
-    }
-
-    fn pid(&self) -> Option<u32> {
-        self.state().running.as_ref().map(|hello| hello.pid)
     }
 }
