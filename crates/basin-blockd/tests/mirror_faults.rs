@@ -185,6 +185,7 @@ fn a_target_that_falls_silent_does_not_hold_the_guest_up_for_ever() {
     pair.in_sync();
     let target = Pid::from_raw(i32::try_from(pair.target.pid()).unwrap());
     kill(target, Signal::SIGSTOP).unwrap();
+    load.reap_all();
     load.fill_all(&link);
     let reason = pair.failure();
     assert!(reason.contains("no answer"), "{reason}");
@@ -211,6 +212,15 @@ fn a_target_that_dies_while_nothing_is_written_is_noticed() {
     assert!(pair.failure().contains("connection"), "{:?}", pair.state());
     pair.hold(Held::WhileRunning);
     assert_eq!(refusal(pair.await_release()).0, ErrorCode::MirrorFailed);
+}
+
+#[test]
+fn a_target_that_falls_silent_while_nothing_is_written_is_noticed() {
+    let pair = Pair::new(Raw, Raw);
+    pair.source.mirror(&pair.mirror);
+    pair.in_sync();
+    kill(Pid::from_raw(i32::try_from(pair.target.pid()).unwrap()), Signal::SIGSTOP).unwrap();
+    assert!(pair.failure().contains("no answer"), "{:?}", pair.state());
 }
 
 #[test]

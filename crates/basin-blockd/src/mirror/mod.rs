@@ -46,6 +46,8 @@ const CONNECTIONS: usize = 4;
 /// Of the guest's data under way to the other side.
 const MEMORY: usize = 64 << 20;
 
+const PING_EACH: Duration = Duration::from_secs(5);
+
 /// What a mirror needs of the disk that it is of. Called on threads that may block.
 pub trait Tapped: Send + Sync {
     /// From now on the guest's writes come to the mirror; none of before is under way
@@ -198,6 +200,8 @@ impl Mirroring {
         }
         let me = Arc::clone(self);
         self.spawn(async move { me.measure().await });
+        let me = Arc::clone(self);
+        self.spawn(async move { me.ping().await });
         self.look_whether_in_sync();
         Ok(())
     }
@@ -258,6 +262,22 @@ impl Mirroring {
         self.sent.fetch_add(bytes, Relaxed);
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         bucket.take(bytes, self.begin.elapsed())
+    }
+
+    /// Asks for nothing, so that a server that has fallen silent is noticed.
+    async fn ping(self: &Arc<Mirroring>) {
+        loop {
+            tokio::time::sleep(PING_EACH).await;
+            let clients = self.lock().clients.clone();
+            let pings = clients.iter().map(|client| client.is_zero(0, 512));
+            let pinged = futures::future::try_join_all(pings).await;
+            let leaving = self.lock().leaving;
+            if let Err(why) = pinged.map(drop)
+                && !leaving
+            {
+                self.fail(&format!("server {}: {why}", self.mirror.host));
+            }
+        }
     }
 
     async fn measure(&self) {
