@@ -3,6 +3,8 @@
 //! Opened with `O_DIRECT` where file system and device take requests of one
 //! sector; otherwise through the page cache.
 
+mod plain;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,6 +17,7 @@ use basin_model::Bytes;
 use super::lock::{self, Mode};
 use super::{Block, DiskError, Reach};
 use crate::control::ErrorCode;
+use crate::generation::Claim;
 use crate::request::SECTOR;
 
 /// An open raw image.
@@ -26,8 +29,8 @@ pub struct RawFile {
 }
 
 impl RawFile {
-    pub fn open(path: &Path, read_only: bool) -> Result<RawFile, DiskError> {
-        let (file, align) = open_file(path, read_only)?;
+    pub fn open(path: &Path, claim: Option<Claim>) -> Result<RawFile, DiskError> {
+        let (file, align) = open_file(path, claim)?;
         let size = AtomicU64::new(size_of_file(&file).map_err(|e| unreadable(path, &e))?);
         Ok(RawFile { file, size, align })
     }
@@ -56,7 +59,8 @@ impl Block for RawFile {
     }
 
     fn close(&self) -> io::Result<()> {
-        self.file.sync_data()
+        let synced = self.file.sync_data();
+        lock::unlock(&self.file).and(synced)
     }
 
     fn grow(&self, size: Bytes) -> Result<u64, DiskError> {
@@ -71,8 +75,16 @@ impl Block for RawFile {
     }
 }
 
-/// Opens and locks an image's file. Returns the alignment of buffers if direct.
-pub fn open_file(path: &Path, read_only: bool) -> Result<(File, Option<u32>), DiskError> {
+/// The size of an image that is not opened.
+pub fn size(path: &Path) -> Result<u64, DiskError> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    file.and_then(|file| size_of_file(&file)).map_err(|e| unreadable(path, &e))
+}
+
+/// Opens and locks an image's file, for writing if there is a claim, which is made.
+/// Returns the alignment of buffers if direct.
+pub fn open_file(path: &Path, claim: Option<Claim>) -> Result<(File, Option<u32>), DiskError> {
+    let read_only = claim.is_none();
     let open = |flags: i32| {
         OpenOptions::new()
             .read(true)
@@ -99,6 +111,9 @@ pub fn open_file(path: &Path, read_only: bool) -> Result<(File, Option<u32>), Di
             path.display()
         );
         return Err(DiskError::new(ErrorCode::Locked, message));
+    }
+    if let Some(claim) = claim {
+        claim.take(path, &file)?;
     }
     let align = if direct { direct_alignment(&file) } else { None };
     if direct && align.is_none() {

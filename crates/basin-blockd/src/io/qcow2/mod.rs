@@ -4,11 +4,14 @@
 //! an external data file is refused. See `docs/decisions/0011-qcow2-imago.md` for
 //! what the library does on flush and on errors.
 
+mod plain;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use basin_model::Bytes;
 use basin_model::volume::VolumeFormat;
@@ -22,8 +25,9 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpen
 use super::commit::Commits;
 use super::lane::{Job, Lane};
 use super::raw::{open_file, unreadable};
-use super::{Block, DiskError, Reach, dirty, header};
+use super::{Block, DiskError, Reach, dirty, header, lock};
 use crate::control::{ErrorCode, Layer};
+use crate::generation::Claim;
 use crate::request::{Op, Range, SECTOR};
 
 type Image = FormatAccess<imago::file::File>;
@@ -34,37 +38,41 @@ const CHUNK: usize = 256 << 10;
 
 /// An open qcow2 disk.
 pub struct Qcow2Disk {
-    image: Arc<RwLock<Image>>,
+    target: Arc<Target>,
     size: AtomicU64,
-    /// The file, to take the mark off in the end; `None` if there is none on it.
-    marked: Option<File>,
+    /// Of the top layer.
+    top: Top,
     read_only: bool,
     lane: Lane,
 }
 
 impl Qcow2Disk {
-    pub fn open(layers: &[Layer], read_only: bool) -> Result<Qcow2Disk, DiskError> {
-        let mut below: Option<Image> = None;
-        let mut marked = None;
+    pub fn open(layers: &[Layer], claim: Option<Claim>) -> Result<Qcow2Disk, DiskError> {
+        let read_only = claim.is_none();
+        let mut below: Option<(Image, Top)> = None;
         for (depth, layer) in layers.iter().enumerate().rev() {
-            let writable = depth == 0 && !read_only;
-            let (image, mark) = open_layer(layer, writable, below.take())?;
-            (below, marked) = (Some(image), mark);
+            let claim = claim.filter(|_| depth == 0);
+            below = Some(open_layer(layer, claim, below.take().map(|(image, _)| image))?);
         }
-        let Some(image) = below else {
+        let Some((image, top)) = below else {
             return Err(DiskError::new(ErrorCode::Invalid, "a disk needs at least one layer"));
         };
         let size = AtomicU64::new(image.size() / SECTOR * SECTOR);
-        let image = Arc::new(RwLock::new(image));
-        let target = Target { image: Arc::clone(&image), commits: Commits::default() };
+        let target = Arc::new(Target { image: RwLock::new(image), commits: Commits::default() });
+        let theirs = Arc::clone(&target);
         let lane = Lane::new(Arc::new(move |job: &Job| {
-            execute(&target, job).map_err(|e| {
+            execute(&theirs, job).map_err(|e| {
                 // The library's own words are lost in the number that goes on.
                 tracing::warn!(error = %e, op = ?job.op, "qcow2");
                 errno(&e)
             })
         }));
-        Ok(Qcow2Disk { image, size, marked, read_only, lane })
+        Ok(Qcow2Disk { target, size, top, read_only, lane })
+    }
+
+    fn write_out(&self) -> io::Result<()> {
+        flush(&self.target.read())?;
+        if self.top.marked { dirty::mark(&self.top.file, false) } else { Ok(()) }
     }
 }
 
@@ -78,18 +86,12 @@ impl Block for Qcow2Disk {
     }
 
     fn close(&self) -> io::Result<()> {
-        if self.read_only {
-            return Ok(());
-        }
-        flush(&self.image.read().unwrap_or_else(PoisonError::into_inner))?;
-        match &self.marked {
-            Some(file) => dirty::mark(file, false),
-            None => Ok(()),
-        }
+        let written = if self.read_only { Ok(()) } else { self.write_out() };
+        lock::unlock(&self.top.file).and(written)
     }
 
     fn grow(&self, size: Bytes) -> Result<u64, DiskError> {
-        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let mut image = self.target.image.write().unwrap_or_else(PoisonError::into_inner);
         if size.get() < image.size() {
             let message = format!("{size} is less than the {} it has", Bytes(image.size()));
             return Err(DiskError::new(ErrorCode::Invalid, message));
@@ -107,19 +109,38 @@ impl Block for Qcow2Disk {
     }
 }
 
-/// Opens a layer. With a second handle of the file if that was marked as open.
+/// A second handle of a layer's file, for what the library does not do.
+struct Top {
+    file: File,
+    /// It bears the mark of being open, which has to be taken off in the end.
+    marked: bool,
+}
+
+/// The size that an image's header states.
+pub fn size(path: &Path) -> Result<u64, DiskError> {
+    let file = File::open(path).map_err(|e| unreadable(path, &e))?;
+    match read_header(&file) {
+        Ok(facts) => Ok(facts.size / SECTOR * SECTOR),
+        Err(why) => Err(corrupt(path, &why)),
+    }
+}
+
+fn corrupt(path: &Path, why: &str) -> DiskError {
+    let message = format!("{} is not a usable image: {why}", path.display());
+    DiskError::new(ErrorCode::Corrupt, message)
+}
+
+/// Opens a layer, for writing if there is a claim.
 fn open_layer(
     layer: &Layer,
-    writable: bool,
+    claim: Option<Claim>,
     below: Option<Image>,
-) -> Result<(Image, Option<File>), DiskError> {
+) -> Result<(Image, Top), DiskError> {
     let path = layer.path.as_path();
-    let corrupt = |why: &str| {
-        let message = format!("{} is not a usable image: {why}", path.display());
-        DiskError::new(ErrorCode::Corrupt, message)
-    };
-    let (mut file, mut align) = open_file(path, !writable)?;
-    let mut marked = None;
+    let writable = claim.is_some();
+    let corrupt = |why: &str| corrupt(path, why);
+    let (mut file, mut align) = open_file(path, claim)?;
+    let mut mark = false;
     if layer.format == VolumeFormat::Qcow2 {
         let mut facts = read_header(&file).map_err(|why| corrupt(&why))?;
         if facts.has_backing && below.is_none() {
@@ -129,19 +150,18 @@ fn open_layer(
             // The lock is given up for qemu-img to take it.
             drop(file);
             dirty::repair(path).map_err(|why| corrupt(&why))?;
-            (file, align) = open_file(path, false)?;
+            (file, align) = open_file(path, claim)?;
             facts = read_header(&file).map_err(|why| corrupt(&why))?;
         }
         if !facts.size.is_multiple_of(SECTOR) {
             tracing::warn!(path = %path.display(), "the image's last part of a sector is not served");
         }
-        if writable && facts.can_mark {
-            marked = Some(file.try_clone().map_err(|e| unreadable(path, &e))?);
-        }
+        mark = writable && facts.can_mark;
     } else if below.is_some() {
         let message = "a raw layer has nothing below it: only qcow2 reads fall through";
         return Err(DiskError::new(ErrorCode::Invalid, message));
     }
+    let top = file.try_clone().map_err(|e| unreadable(path, &e))?;
     let options = StorageOpenOptions::new().filename(path).write(writable).direct(align.is_some());
     let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let storage = imago::file::File::from_open_file(file, options)?;
@@ -167,12 +187,12 @@ fn open_layer(
     }));
     match opened {
         Ok(Ok(image)) => {
-            if let Some(file) = &marked {
+            if mark {
                 // Only now: the library opens no image that bears the mark. Of the
                 // header it writes its own part and leaves the mark alone.
-                dirty::mark(file, true).map_err(|e| unreadable(path, &e))?;
+                dirty::mark(&top, true).map_err(|e| unreadable(path, &e))?;
             }
-            Ok((image, marked))
+            Ok((image, Top { file: top, marked: mark }))
         }
         Ok(Err(e)) if e.raw_os_error().is_some() => Err(unreadable(path, &e)),
         Ok(Err(e)) => Err(corrupt(&e.to_string())),
@@ -197,24 +217,34 @@ fn flush(image: &Image) -> io::Result<()> {
 
 /// What a lane works on.
 struct Target {
-    image: Arc<RwLock<Image>>,
+    image: RwLock<Image>,
     commits: Commits,
 }
 
+impl Target {
+    fn read(&self) -> RwLockReadGuard<'_, Image> {
+        self.image.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was written outlives this process.
+    fn commit(&self) -> io::Result<()> {
+        self.commits.commit(|| block_on(self.read().flush()))
+    }
+}
+
 fn execute(target: &Target, job: &Job) -> io::Result<()> {
-    let read = || target.image.read().unwrap_or_else(PoisonError::into_inner);
     match job.op {
         Op::GetId => return Ok(()),
-        Op::Read => return transfer(&read(), job),
-        Op::Flush => return flush(&read()),
-        Op::Write => transfer(&read(), job)?,
+        Op::Read => return transfer(&target.read(), job),
+        Op::Flush => return flush(&target.read()),
+        Op::Write => transfer(&target.read(), job)?,
         Op::Discard | Op::WriteZeroes => {
             for range in &job.ranges {
                 clear(&target.image, job.op, *range)?;
             }
         }
     }
-    if job.durable { flush(&read()) } else { target.commits.commit(|| block_on(read().flush())) }
+    if job.durable { flush(&target.read()) } else { target.commit() }
 }
 
 fn transfer(image: &Image, job: &Job) -> io::Result<()> {

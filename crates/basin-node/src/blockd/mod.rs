@@ -4,6 +4,10 @@
 //! daemon finds it by its socket. When it dies it is started again at once: guests
 //! wait for their disks meanwhile.
 
+mod disks;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -13,11 +17,10 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use basin_blockd::client::{Client, ClientError, Hello};
-use basin_blockd::control::{Export, ExportState};
+use basin_blockd::control::{Export, Fabric};
+use basin_model::VolumeId;
 use basin_model::task::Problem;
-use basin_model::{Bytes, Generation, VolumeId};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -26,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{BlockdLauncher, NodeConfig};
-use crate::disks::{DiskError, Disks};
+use crate::disks::DiskError;
 use crate::problem::problem;
 
 /// How long a new blockd has until it answers, and a request until blockd is back.
@@ -60,6 +63,7 @@ struct Inner {
 #[derive(Default)]
 struct State {
     wanted: BTreeMap<VolumeId, Export>,
+    fabric: Option<Fabric>,
     running: Option<Hello>,
 }
 
@@ -71,10 +75,22 @@ impl Supervisor {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Supervisor {
+        let dir = config.run_dir.join("blockd");
+        let log = config.state_dir.join("blockd.log");
+        Supervisor::start_in(launcher, dir, log, tasks, stop).await
+    }
+
+    async fn start_in(
+        launcher: BlockdLauncher,
+        dir: PathBuf,
+        log: PathBuf,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Supervisor {
         let supervisor = Supervisor(Arc::new(Inner {
             launcher,
-            dir: config.run_dir.join("blockd"),
-            log: config.state_dir.join("blockd.log"),
+            dir,
+            log,
             connection: tokio::sync::Mutex::default(),
             state: Mutex::default(),
             problem: watch::channel(None).0,
@@ -106,9 +122,17 @@ impl Supervisor {
             match running {
                 Ok(running) => {
                     self.report(&running);
-                    self.open_missing().await;
-                    self.replace_if_old_and_idle().await;
-                    running.ended().await;
+                    let set_up = async {
+                        self.speak_again().await;
+                        self.open_missing().await;
+                        self.replace_if_old_and_idle().await;
+                        std::future::pending::<()>().await;
+                    };
+                    // It may die meanwhile, and nobody else starts it again.
+                    tokio::select! {
+                        () = running.ended() => {}
+                        () = set_up => {}
+                    }
                     tracing::error!(pid = running.hello.pid, "blockd has ended");
                 }
                 Err(why) => {
@@ -203,6 +227,25 @@ impl Supervisor {
         }
     }
 
+    /// A blockd that started anew knows no certificates.
+    async fn speak_again(&self) {
+        let fabric = self.state().fabric.clone();
+        if fabric.is_some()
+            && let Err(error) = self.ask_fabric(fabric).await
+        {
+            tracing::error!(%error, "blockd cannot speak to other servers");
+        }
+    }
+
+    async fn ask_fabric(&self, fabric: Option<Fabric>) -> Result<(), DiskError> {
+        let fabric = Arc::new(fabric);
+        self.ask(|client| {
+            let fabric = fabric.clone();
+            Box::pin(async move { client.fabric(fabric.as_ref().as_ref()).await })
+        })
+        .await
+    }
+
     async fn ask_open(&self, export: &Export) -> Result<(), DiskError> {
         let export = Arc::new(export.clone());
         self.ask(|client| {
@@ -243,6 +286,24 @@ impl Supervisor {
                 return Err(DiskError { code: None, message: error });
             }
             sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// As [`Supervisor::ask`], for what may take its time: on a connection of its own,
+    /// so that others do not wait for it.
+    async fn ask_beside<T>(
+        &self,
+        request: impl for<'a> Fn(&'a mut Client) -> Asked<'a, T>,
+    ) -> Result<T, DiskError> {
+        let until = Instant::now() + COMES_UP_WITHIN;
+        loop {
+            match self.try_once(None, &request).await {
+                Ok((_, answer)) => return answer,
+                Err(message) if Instant::now() >= until => {
+                    return Err(DiskError { code: None, message });
+                }
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
         }
     }
 
@@ -298,44 +359,5 @@ impl Running {
         if self.pidfd.readable().await.is_err() {
             std::future::pending::<()>().await;
         }
-    }
-}
-
-#[async_trait]
-impl Disks for Supervisor {
-    async fn open(&self, export: &Export) -> Result<(), DiskError> {
-        self.keep(export);
-        let opened = self.ask_open(export).await;
-        if opened.is_err() {
-            self.state().wanted.remove(&export.volume);
-        }
-        opened
-    }
-
-    async fn close(&self, volume: VolumeId, generation: Generation) -> Result<(), DiskError> {
-        self.state().wanted.remove(&volume);
-        self.ask(|client| Box::pin(client.close(volume, generation))).await?;
-        self.replace_if_old_and_idle().await;
-        Ok(())
-    }
-
-    async fn list(&self) -> Result<Vec<ExportState>, DiskError> {
-        self.ask(|client| Box::pin(client.list())).await
-    }
-
-    async fn resize(&self, volume: VolumeId, size: Bytes) -> Result<(), DiskError> {
-        self.ask(|client| Box::pin(client.resize(volume, size))).await
-    }
-
-    fn keep(&self, export: &Export) {
-        self.state().wanted.insert(export.volume, export.clone());
-    }
-
-    fn up(&self) -> bool {
-        self.pid().is_some()
-    }
-
-    fn pid(&self) -> Option<u32> {
-        self.state().running.as_ref().map(|hello| hello.pid)
     }
 }

@@ -1,11 +1,15 @@
 //! What the daemon and blockd say to each other: one JSON object a line over a
 //! unix socket that only root may open, a reply for every request, in order.
 
+mod fabric;
+
 use std::path::PathBuf;
 
 use basin_model::volume::VolumeFormat;
 use basin_model::{Bytes, Generation, VolumeId};
 use serde::{Deserialize, Serialize};
+
+pub use fabric::{Fabric, Grant, GrantState, Mirror, MirrorPhase, MirrorState};
 
 /// A disk to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +28,24 @@ pub struct Export {
     /// What the guest reads as serial number; at most 20 bytes.
     pub serial: String,
     pub queues: u16,
+    /// When the file is locked and open.
+    #[serde(default)]
+    pub held: Held,
+}
+
+/// For how long an export has its file locked and open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Held {
+    /// From `Open` to `Close`.
+    #[default]
+    Always,
+    /// While the front end's device runs, and not a moment longer: for both sides of
+    /// a migration. The socket is served and tells the size at any time. When the
+    /// device starts, the file is taken as soon as whoever has it lets go; requests
+    /// wait meanwhile. When it stops, data are made durable, the file is let go, and
+    /// a mirror that is in sync is finished.
+    WhileRunning,
 }
 
 /// A file of a disk.
@@ -47,8 +69,35 @@ pub enum Request {
     Close { volume: VolumeId, generation: Generation },
     /// What is served, and how it goes.
     List,
+    /// From now on the file is held otherwise. To `WhileRunning`: let go at once if
+    /// the device does not run. To `Always`: taken at once if it is not held, and taken
+    /// back if a mirror has brought it to another server: a hand-over is called off. Of
+    /// an export for which a grant still writes, this ends the grant whether or not its
+    /// mirror was finished.
+    Hold { volume: VolumeId, generation: Generation, held: Held },
+    /// Returns when the device has stopped, the file is let go, and a mirror, if it is
+    /// `mirrored`, is finished; refused with the reason when there is none that can be,
+    /// or when `limit_ms` are over. Only for an export that is held `WhileRunning`.
+    AwaitRelease { volume: VolumeId, generation: Generation, mirrored: bool, limit_ms: u64 },
     /// The file has grown; tell the guest.
     Resize { volume: VolumeId, size: Bytes },
+    /// From now on other servers are spoken to with these certificates; `None`: not
+    /// at all. The same again reads the files anew. Connections that exist stay.
+    Fabric { fabric: Option<Fabric> },
+    /// Let another server read or write a disk over NBD. Idempotent.
+    Grant { grant: Grant },
+    /// End a grant; returns when nothing is in flight and the data are on disk.
+    /// Idempotent.
+    Revoke { volume: VolumeId, generation: Generation },
+    /// What others may use now.
+    Grants,
+    /// Copy a served disk to another server, and from now on each write as well. One
+    /// a disk; another one takes the place of one that has ended. Idempotent.
+    Mirror { mirror: Mirror },
+    /// The copy may take this much a second from now on; `None`: all it can get.
+    MirrorLimit { volume: VolumeId, limit: Option<Bytes> },
+    /// Give a mirror up. What the target has is of no use. Idempotent.
+    StopMirror { volume: VolumeId, generation: Generation },
     /// Serve on until the last front end is gone, then end.
     Quit,
 }
@@ -64,6 +113,9 @@ pub enum Reply {
     Done,
     Exports {
         exports: Vec<ExportState>,
+    },
+    Grants {
+        grants: Vec<GrantState>,
     },
     /// For the operator: what was refused and why.
     Error {
@@ -84,6 +136,10 @@ pub enum ErrorCode {
     /// Another process has the file open for writing.
     Locked,
     Invalid,
+    /// It did not happen within the time given.
+    Late,
+    /// The mirror broke; its target is of no use.
+    MirrorFailed,
     Io,
 }
 
@@ -94,8 +150,18 @@ pub struct ExportState {
     pub connected: bool,
     pub size: Bytes,
     pub stats: Stats,
-    /// Requests wait because the datastore is full or its device fails.
+    /// Requests wait: the datastore is full, its device fails, or another has the file.
     pub stalled: Option<String>,
+    /// The front end's device is started.
+    #[serde(default)]
+    pub running: bool,
+    /// The file is locked and open here.
+    #[serde(default)]
+    pub holds: bool,
+    /// The last mirror of this disk, until the export is closed. One that a blockd
+    /// before this one had begun has failed.
+    #[serde(default)]
+    pub mirror: Option<MirrorState>,
 }
 
 /// Counters since the export was opened.
