@@ -1,8 +1,10 @@
 //! The seam between Basin and what runs machines.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,6 +13,8 @@ use basin_model::{Bytes, Generation, MacAddr, Vcpus, VmId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
+
+use crate::migrate::{Incoming, Migrate, MigrationPhase, MigrationSupport};
 
 /// One machine to run, with every resource it needs already prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,11 +27,53 @@ pub struct MachineSpec {
     pub memory: Bytes,
     pub cpu_model: CpuModel,
     pub machine: MachineType,
+    /// The newest machine a guest that moves may have; `None`: what the server's QEMU has.
+    #[serde(default)]
+    pub machine_version: Option<MachineVersion>,
     pub boot: BootSpec,
     /// In boot order.
     pub disks: Vec<DiskSpec>,
     pub cdroms: Vec<CdromSpec>,
     pub nics: Vec<NicSpec>,
+}
+
+/// A version of a machine type: a guest sees the same machine from every QEMU that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MachineVersion {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl fmt::Display for MachineVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for MachineVersion {
+    type Err = String;
+
+    /// Of `7.2`, or of a QEMU's whole version.
+    fn from_str(text: &str) -> Result<MachineVersion, String> {
+        let mut numbers = text.split('.').map(str::parse::<u32>);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => Ok(MachineVersion { major, minor }),
+            _ => Err(format!("'{text}' is no machine version, such as 7.2")),
+        }
+    }
+}
+
+impl Serialize for MachineVersion {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MachineVersion {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// How the guest boots.
@@ -75,6 +121,13 @@ pub enum MachineState {
     Crashed,
     /// The guest is off; the process may still be there.
     Shutdown,
+    /// It waits for a guest to come, or the guest is coming. Not a pause.
+    Incoming,
+    /// Its guest is on the way to another engine and stopped for that. Not a pause: it must
+    /// not be resumed.
+    Switching,
+    /// Its guest has gone to another engine. Must not be resumed, and can be killed.
+    Migrated,
     /// The process is gone.
     Gone,
 }
@@ -96,6 +149,10 @@ pub enum MachineEvent {
     Watchdog,
     Paused,
     Resumed,
+    /// The guest was stopped for the last part of its migration: no pause.
+    Switching,
+    /// A migration, outgoing or incoming, has come this far.
+    Migration(MigrationPhase),
     /// The process ended; `detail` has its status or last words where known.
     Exited {
         detail: String,
@@ -164,6 +221,19 @@ pub trait Engine: Send + Sync + 'static {
         taps: Vec<OwnedFd>,
     ) -> Result<Arc<dyn Machine>, EngineError>;
 
+    /// As [`Engine::launch`], for a guest that comes from another engine: returns once it
+    /// can [`Migrate::listen`]. The guest runs by itself when it is all there; until then
+    /// the machine is [`MachineState::Incoming`], and ends when its source goes away.
+    async fn launch_incoming(
+        &self,
+        spec: &MachineSpec,
+        taps: Vec<OwnedFd>,
+        incoming: &Incoming,
+    ) -> Result<Arc<dyn Machine>, EngineError>;
+
+    /// What guests may come here, and how.
+    async fn migration_support(&self) -> Result<MigrationSupport, EngineError>;
+
     /// Every machine of this engine that still runs, after a daemon's restart.
     /// What cannot be controlled any more is killed, and not reported.
     async fn adopt(&self) -> Result<Vec<Adopted>, EngineError>;
@@ -178,7 +248,7 @@ pub trait Engine: Send + Sync + 'static {
 
 /// A machine that was launched or adopted.
 #[async_trait]
-pub trait Machine: Send + Sync {
+pub trait Machine: Migrate {
     fn process(&self) -> QemuProcess;
 
     async fn state(&self) -> Result<MachineState, EngineError>;

@@ -6,10 +6,14 @@
 mod console;
 mod engine;
 pub mod fake;
+mod hardware;
+pub mod migrate;
 pub mod probe;
 pub mod qemu;
 
 pub use engine::{
     Adopted, BalloonStats, BootSpec, CdromSpec, ConsoleIo, ConsoleStream, DiskSpec, Engine,
-    EngineError, GuestInfo, Machine, MachineEvent, MachineSpec, MachineState, NicSpec,
+    EngineError, GuestInfo, Machine, MachineEvent, MachineSpec, MachineState, MachineVersion,
+    NicSpec,
 };
+pub use hardware::{Flash, Hardware};

@@ -218,6 +218,7 @@ impl Parts {
             memory: vm.spec.memory,
             cpu_model: vm.spec.cpu_model.clone(),
             machine: vm.spec.machine,
+            machine_version: None,
             boot: plan.boot,
             disks: plan.note.exports.iter().map(disk).collect(),
             cdroms,
