@@ -181,6 +181,14 @@ async fn engine_move(
     source.migrate(&outgoing).await?;
     let progress = watch::Sender::new(Progress::default());
     let cancel = CancellationToken::new();
+    let mut watched = progress.subscribe();
+    let _watching = std::env::var_os("SHOW").map(|_| {
+        tokio::spawn(async move {
+            while watched.changed().await.is_ok() {
+                println!("{:?}", *watched.borrow_and_update());
+            }
+        })
+    });
     let drive = Drive {
         machine: &*source,
         channel,

@@ -22,6 +22,9 @@ use wire::{Capability, SetCapabilities, SetParameters};
 
 /// The key's name in QEMU.
 const KEY: &str = "migration";
+/// TLS 1.3 with AES-128-GCM. A pre-shared key leaves that and ChaCha20, which GnuTLS prefers
+/// and which is five times as slow on a CPU with AES instructions (decision 0121).
+const CIPHERS: &str = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CHACHA20-POLY1305";
 /// QEMU takes a number; this one is no limit.
 const UNLIMITED: u64 = 1 << 48;
 
@@ -116,6 +119,7 @@ impl QemuMachine {
             id: KEY,
             dir: path,
             endpoint,
+            priority: CIPHERS,
             username: (endpoint == "client").then_some(creds::USER),
         };
         self.ask(what, add).await.map(drop)

@@ -116,6 +116,8 @@ pub struct AddKey {
     pub id: &'static str,
     pub dir: String,
     pub endpoint: &'static str,
+    /// In GnuTLS's words.
+    pub priority: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<&'static str>,
 }
