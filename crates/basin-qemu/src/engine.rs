@@ -126,7 +126,8 @@ pub enum MachineState {
     /// Its guest is on the way to another engine and stopped for that. Not a pause: it must
     /// not be resumed.
     Switching,
-    /// Its guest has gone to another engine. Must not be resumed, and can be killed.
+    /// Its guest has gone to another engine, all of its memory too. Must not be resumed, and
+    /// can be killed once the target is known to run it.
     Migrated,
     /// The process is gone.
     Gone,

@@ -25,6 +25,10 @@ pub struct Hardware {
     pub max_vcpus: Vcpus,
     /// With UEFI.
     pub flash: Option<Flash>,
+    /// QEMU describes its devices at the end of a migration's stream, after the word that
+    /// lets the target run the guest. Not where Basin chooses (decision 0123).
+    #[serde(default)]
+    pub described: bool,
     /// Which of Basin's placements of devices: see [`Hardware::LAYOUT`].
     pub layout: u32,
 }
@@ -65,6 +69,7 @@ impl Hardware {
             ram: if emulated { dirty_tracked(spec.memory) } else { spec.memory },
             max_vcpus: max_vcpus(spec.vcpus, emulated),
             flash: flash.filter(|_| matches!(spec.boot, BootSpec::Uefi { .. })),
+            described: false,
             layout: Self::LAYOUT,
         }
     }
@@ -93,6 +98,7 @@ impl Hardware {
         }
         let most = option("-smp", "maxcpus").and_then(|most| most.parse().ok().map(Vcpus));
         hardware.max_vcpus = most.unwrap_or(spec.vcpus);
+        hardware.described = option("-machine", "suppress-vmdesc").is_none_or(|off| off != "on");
         hardware
     }
 
@@ -193,9 +199,10 @@ mod tests {
         let check = |text: &str, ram: Bytes, most: u32| {
             let hardware = Hardware::of_process(&spec(), "tcg", NEWEST, None, &words(text));
             assert_eq!((hardware.ram, hardware.max_vcpus.0), (ram, most), "{text}");
+            assert_eq!(hardware.described, !text.contains("suppress-vmdesc=on"), "{text}");
             hardware.fits(&spec()).unwrap();
         };
         check("-smp cpus=1,maxcpus=2 -m size=536870912B", Bytes::mib(512), 2);
-        check("-m size=536936448B -smp 1", Bytes(536936448), 1);
+        check("-machine q35,suppress-vmdesc=on -m size=536936448B -smp 1", Bytes(536936448), 1);
     }
 }

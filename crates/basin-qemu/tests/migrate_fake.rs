@@ -145,7 +145,7 @@ async fn a_guest_that_never_converges_ends_as_the_policy_says() {
     let end = pair.drive(limited.clone(), &CancellationToken::new()).await;
     assert!(matches!(end, Err(DriveError::GaveUp { .. })), "{end:?}");
     assert_eq!(pair.run(), (true, false));
-    let pair = begin(Channel { postcopy: true, streams: None }).await;
+    let pair = begin(Channel { postcopy: true, ..Channel::default() }).await;
     let goes = Policy { postcopy: Postcopy::Fallback, ..limited };
     let moved = pair.drive(goes, &CancellationToken::new()).await.unwrap();
     assert!(moved.postcopy);

@@ -86,19 +86,36 @@ impl Qemu {
     }
 }
 
-/// With QEMU's own limits, or with no limit but this downtime in ms.
-pub async fn run(guest: &Guest, net: &Net, downtime: Option<u64>) -> Result<Measured, Any> {
+/// How the hand does it.
+#[derive(Debug, Clone, Copy)]
+pub enum By {
+    Defaults,
+    /// As fast as the link, with this limit.
+    Downtime {
+        ms: u64,
+    },
+    /// As fast as the link, and over to post-copy after the first pass.
+    Postcopy,
+}
+
+pub async fn run(guest: &Guest, net: &Net, by: By) -> Result<Measured, Any> {
     tokio::task::block_in_place(|| {
         let dir = tempfile::tempdir()?;
         let mut source = Qemu::start(guest, net, dir.path(), 0)?;
         let heart = net.listen()?;
         heart.settled()?;
         let mut target = Qemu::start(guest, net, dir.path(), 1)?;
+        if let By::Postcopy = by {
+            let on = json!({"capabilities": [{"capability": "postcopy-ram", "state": true}]});
+            source.ask("migrate-set-capabilities", &on)?;
+            target.ask("migrate-set-capabilities", &on)?;
+        }
         let uri = json!({"uri": "tcp:127.0.0.1:0"});
         target.ask("migrate-incoming", &uri)?;
         let port = target.ask("query-migrate", &json!({}))?["socket-address"][0]["port"].clone();
         let port = port.as_str().ok_or("no port")?.to_owned();
-        if let Some(ms) = downtime {
+        if !matches!(by, By::Defaults) {
+            let ms = if let By::Downtime { ms } = by { ms } else { 1 };
             let limits = json!({"max-bandwidth": 1u64 << 48, "downtime-limit": ms});
             source.ask("migrate-set-parameters", &limits)?;
         }
@@ -107,8 +124,12 @@ pub async fn run(guest: &Guest, net: &Net, downtime: Option<u64>) -> Result<Meas
         let mut forced = false;
         loop {
             let status = source.ask("query-migrate", &json!({}))?;
+            let passes = status["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
             match status["status"].as_str() {
                 Some("completed") => break,
+                Some("active") if matches!(by, By::Postcopy) && passes > 1 && !forced => {
+                    source.ask("migrate-start-postcopy", &json!({}))?;
+                }
                 Some("failed") => return Err(format!("it failed: {status}").into()),
                 _ => {}
             }

@@ -18,6 +18,7 @@ use basin_qemu::migrate::{
 };
 use basin_qemu::qemu::{QemuConfig, QemuEngine};
 use basin_qemu::{BootSpec, Engine, Machine, MachineSpec, NicSpec};
+use hand::By;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -45,9 +46,14 @@ pub struct Measured {
 /// A way to move a guest.
 #[derive(Debug, Clone, Copy)]
 enum Way {
+    /// By hand, QEMU's own limits.
     Defaults,
+    /// By hand, the best that is known for most guests.
     Unlimited30,
-    Engine { hold: bool },
+    /// By hand, for guests that write faster than the link.
+    Postcopy,
+    /// The engine with its pilot, encrypted, held before the switch.
+    Engine,
 }
 
 #[tokio::main]
@@ -72,15 +78,19 @@ async fn main() -> Result<(), Any> {
             net.guest, net.host, net.port
         ),
     };
-    let ways =
-        [Way::Defaults, Way::Unlimited30, Way::Engine { hold: true }, Way::Engine { hold: false }];
+    let ways = match rate.as_str() {
+        "idle" | "60" => vec![Way::Defaults, Way::Unlimited30, Way::Engine],
+        "max" => vec![Way::Unlimited30, Way::Postcopy, Way::Engine],
+        _ => vec![Way::Unlimited30, Way::Engine],
+    };
     let mut figures: Vec<Vec<Measured>> = ways.iter().map(|_| Vec::new()).collect();
     for round in 0..rounds.parse::<u32>()? {
         for (way, figures) in ways.iter().zip(&mut figures) {
             let measured = match way {
-                Way::Defaults => hand::run(&guest, &net, None).await?,
-                Way::Unlimited30 => hand::run(&guest, &net, Some(30)).await?,
-                Way::Engine { hold } => engine(&guest, &net, *hold).await?,
+                Way::Defaults => hand::run(&guest, &net, By::Defaults).await?,
+                Way::Unlimited30 => hand::run(&guest, &net, By::Downtime { ms: 30 }).await?,
+                Way::Postcopy => hand::run(&guest, &net, By::Postcopy).await?,
+                Way::Engine => engine(&guest, &net).await?,
             };
             let Measured { total, gap, forced } = &measured;
             let forced = if *forced { ", forced" } else { "" };
@@ -146,11 +156,11 @@ impl Server {
     }
 }
 
-async fn engine(guest: &Guest, net: &net::Net, hold: bool) -> Result<Measured, Any> {
+async fn engine(guest: &Guest, net: &net::Net) -> Result<Measured, Any> {
     let (from, to) = (Server::new("from").await?, Server::new("to").await?);
     let spec = spec(guest)?;
     let source = from.engine.launch(&spec, vec![net.tap(0)?]).await?;
-    let measured = engine_move(&from, &to, &spec, source.clone(), net, hold).await;
+    let measured = engine_move(&to, &spec, source.clone(), net).await;
     source.kill().await?;
     for machine in to.engine.adopt().await? {
         machine.machine.kill().await?;
@@ -161,12 +171,10 @@ async fn engine(guest: &Guest, net: &net::Net, hold: bool) -> Result<Measured, A
 }
 
 async fn engine_move(
-    _from: &Server,
     to: &Server,
     spec: &MachineSpec,
     source: Arc<dyn Machine>,
     net: &net::Net,
-    hold: bool,
 ) -> Result<Measured, Any> {
     let heart = net.listen()?;
     heart.settled()?;
@@ -177,12 +185,14 @@ async fn engine_move(
     let policy = Policy::default();
     let limits = Pilot::new(policy.clone()).limits();
     let started = Instant::now();
-    let outgoing = Outgoing { to: address, key, channel, limits, hold, may_throttle: true };
+    let outgoing = Outgoing { to: address, key, channel, limits, hold: true, may_throttle: true };
     source.migrate(&outgoing).await?;
+    let begun = started.elapsed();
     let progress = watch::Sender::new(Progress::default());
     let cancel = CancellationToken::new();
     let mut watched = progress.subscribe();
-    let _watching = std::env::var_os("SHOW").map(|_| {
+    let show = std::env::var_os("SHOW").is_some();
+    let _watching = show.then(|| {
         tokio::spawn(async move {
             while watched.changed().await.is_ok() {
                 println!("{:?}", *watched.borrow_and_update());
@@ -197,7 +207,10 @@ async fn engine_move(
         progress: &progress,
         cancel: &cancel,
     };
-    drive.run().await?;
+    let moved = drive.run().await?;
+    if show {
+        println!("begun after {begun:.1?}, {moved:?}");
+    }
     let total = started.elapsed();
     let gap = heart.gap_after_beats()?;
     target.kill().await?;

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::Any;
@@ -58,7 +59,7 @@ impl Net {
         let socket = UdpSocket::bind(SocketAddr::from((self.host, self.port)))?;
         let (sender, beats) = channel();
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        std::thread::spawn(move || {
+        let ear = std::thread::spawn(move || {
             let mut buffer = [0; 64];
             loop {
                 let beat = socket.recv_from(&mut buffer).is_ok().then(Instant::now);
@@ -68,7 +69,7 @@ impl Net {
                 }
             }
         });
-        Ok(Heart { beats })
+        Ok(Heart { beats: Some(beats), ear: Some(ear) })
     }
 }
 
@@ -82,20 +83,33 @@ impl Drop for Net {
 
 /// When beats came.
 pub struct Heart {
-    beats: Receiver<Option<Instant>>,
+    beats: Option<Receiver<Option<Instant>>>,
+    ear: Option<JoinHandle<()>>,
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        // The ear ends with who listens to it, and gives its port back.
+        self.beats = None;
+        let _ = self.ear.take().map(JoinHandle::join);
+    }
 }
 
 impl Heart {
+    fn beats(&self) -> Result<&Receiver<Option<Instant>>, Any> {
+        self.beats.as_ref().ok_or_else(|| "the ear is gone".into())
+    }
+
     /// Waits until the guest beats, and its load has begun.
     pub fn settled(&self) -> Result<(), Any> {
         let limit = Instant::now() + Duration::from_secs(120);
-        while self.beats.recv()?.is_none() {
+        while self.beats()?.recv()?.is_none() {
             if Instant::now() > limit {
                 return Err("the guest has no heartbeat".into());
             }
         }
         std::thread::sleep(Duration::from_secs(3));
-        while self.beats.try_recv().is_ok() {}
+        while self.beats()?.try_recv().is_ok() {}
         Ok(())
     }
 
@@ -109,7 +123,7 @@ impl Heart {
             if Instant::now() > enough + Duration::from_secs(60) {
                 return Err("the guest's heart stopped".into());
             }
-            let Some(beat) = self.beats.recv()? else { continue };
+            let Some(beat) = self.beats()?.recv()? else { continue };
             gap = gap.max(last.map_or(Duration::ZERO, |last| beat - last));
             last = Some(beat);
             if beat > enough {

@@ -3,47 +3,43 @@
 //! A link is what the worlds of several servers share: a target listens on it, a source
 //! finds it there by its address. Time passes as the test's clock says.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use async_trait::async_trait;
 use basin_model::{Bytes, BytesPerSecond};
 use tokio::time::Instant;
 
 use super::link::{FakeLink, Fault, FaultPoint};
 use super::machine::FakeMachine;
 use crate::engine::{EngineError, MachineEvent, MachineState};
-use crate::hardware::Hardware;
-use crate::migrate::{
-    Channel, Limits, Migrate, MigrationKey, MigrationPhase, MigrationStatus, Outgoing, Ram,
-};
+use crate::migrate::{Channel, Limits, MigrationKey, MigrationPhase};
 
 /// A machine's part in a migration.
 #[derive(Default)]
 pub(super) struct Side {
     /// Of a target.
     pub(super) expects: Option<(MigrationKey, Channel)>,
-    listens: Option<SocketAddr>,
-    phase: Option<MigrationPhase>,
-    out: Option<Out>,
+    pub(super) listens: Option<SocketAddr>,
+    pub(super) phase: Option<MigrationPhase>,
+    pub(super) out: Option<Out>,
     /// How fast the guest writes.
     pub(super) dirty_rate: BytesPerSecond,
 }
 
 /// A source's copying, as a fluid that runs as long as the link is up.
-struct Out {
-    target: Weak<FakeMachine>,
-    link: FakeLink,
-    hold: bool,
-    limits: Limits,
-    begun: Instant,
-    seen: Instant,
-    transferred: Bytes,
-    remaining: Bytes,
-    passes: u64,
-    went_on: bool,
-    stuck: bool,
-    ran_before: bool,
+pub(super) struct Out {
+    pub(super) target: Weak<FakeMachine>,
+    pub(super) link: FakeLink,
+    pub(super) hold: bool,
+    pub(super) limits: Limits,
+    pub(super) begun: Instant,
+    pub(super) seen: Instant,
+    pub(super) transferred: Bytes,
+    pub(super) remaining: Bytes,
+    pub(super) passes: u64,
+    pub(super) went_on: bool,
+    pub(super) stuck: bool,
+    pub(super) ran_before: bool,
 }
 
 impl FakeMachine {
@@ -53,17 +49,17 @@ impl FakeMachine {
         state.side.expects = Some((key, channel));
     }
 
-    fn refused(what: &'static str, why: &str) -> EngineError {
+    pub(super) fn refused(what: &'static str, why: &str) -> EngineError {
         EngineError::Refused { what, why: why.to_owned() }
     }
 
-    fn enter(&self, phase: MigrationPhase) {
+    pub(super) fn enter(&self, phase: MigrationPhase) {
         self.state().side.phase = Some(phase.clone());
         self.tell(MachineEvent::Migration(phase));
     }
 
     /// Lets the time that has passed happen.
-    fn advance(self: &Arc<Self>) {
+    pub(super) fn advance(self: &Arc<Self>) {
         loop {
             let phase = self.state().side.phase.clone();
             let went_on = match phase {
@@ -151,7 +147,7 @@ impl FakeMachine {
         self.enter(MigrationPhase::Failed { why: why.to_owned() });
     }
 
-    fn run_again(&self, ran_before: bool) {
+    pub(super) fn run_again(&self, ran_before: bool) {
         let stopped = self.current() == MachineState::Switching;
         if stopped && ran_before {
             self.turn(Some(MachineState::Running), MachineEvent::Resumed);
@@ -283,224 +279,7 @@ impl FakeMachine {
         false
     }
 
-    fn me(&self) -> Result<Arc<FakeMachine>, EngineError> {
+    pub(super) fn me(&self) -> Result<Arc<FakeMachine>, EngineError> {
         self.world.machine(self.vm()).ok_or(EngineError::Gone)
-    }
-}
-
-#[async_trait]
-impl Migrate for FakeMachine {
-    fn hardware(&self) -> Hardware {
-        self.hardware.clone()
-    }
-
-    async fn migration(&self) -> Result<MigrationStatus, EngineError> {
-        self.operate("tell its migration", |this, _| {
-            let me = this.me()?;
-            me.advance();
-            let state = me.state();
-            let side = &state.side;
-            let mut status =
-                MigrationStatus::of(side.phase.clone().unwrap_or(MigrationPhase::None));
-            status.address = side.listens;
-            if let Some(out) = &side.out {
-                status.total_time = Some(out.begun.elapsed());
-                status.ram = Some(Ram {
-                    total: this.spec.memory,
-                    remaining: out.remaining,
-                    transferred: out.transferred,
-                    dirty_rate: side.dirty_rate,
-                    bandwidth: out.link.state().bandwidth,
-                    passes: out.passes,
-                    page_requests: 0,
-                });
-            }
-            Ok(status)
-        })
-        .await
-    }
-
-    async fn listen(&self, address: IpAddr) -> Result<SocketAddr, EngineError> {
-        let what = "listen for its guest";
-        self.operate(what, |this, state| {
-            if state != MachineState::Incoming {
-                return Err(Self::refused(what, "it does not wait for a guest"));
-            }
-            if let Some(listens) = this.state().side.listens {
-                return Ok(listens);
-            }
-            let me = Arc::downgrade(&this.me()?);
-            let link = this.world.link();
-            let listens = {
-                let mut link = link.state();
-                link.last_port += 1;
-                let listens = SocketAddr::new(address, link.last_port);
-                link.waiting.insert(listens, me);
-                listens
-            };
-            let mut state = this.state();
-            state.side.listens = Some(listens);
-            state.side.phase = Some(MigrationPhase::Setup);
-            Ok(listens)
-        })
-        .await
-    }
-
-    async fn listen_to_recover(&self, _: IpAddr) -> Result<SocketAddr, EngineError> {
-        Err(Self::refused("listen for its guest again", "no connection is broken"))
-    }
-
-    async fn migrate(&self, outgoing: &Outgoing) -> Result<(), EngineError> {
-        let what = "migrate";
-        self.operate(what, |this, state| {
-            if !matches!(state, MachineState::Running | MachineState::Paused) {
-                return Err(Self::refused(what, &format!("it is {state:?}")));
-            }
-            let link = this.world.link();
-            let target = link.state().waiting.get(&outgoing.to).and_then(Weak::upgrade);
-            let now = Instant::now();
-            let mut state = this.state();
-            if state.side.out.is_some() {
-                return Err(Self::refused(what, "a migration is under way"));
-            }
-            state.side.phase = Some(MigrationPhase::Setup);
-            let agreed = target.as_ref().is_some_and(|target| {
-                let expects = target.state().side.expects.clone();
-                expects == Some((outgoing.key.clone(), outgoing.channel))
-                    && target.spec.vm == this.spec.vm
-                    && target.hardware == this.hardware
-            });
-            if !agreed {
-                let why = "the target cannot be reached, or expects another guest".to_owned();
-                state.side.phase = Some(MigrationPhase::Failed { why });
-                return Ok(());
-            }
-            state.side.out = Some(Out {
-                target: target.as_ref().map(Arc::downgrade).unwrap_or_default(),
-                link,
-                hold: outgoing.hold,
-                limits: outgoing.limits,
-                begun: now,
-                seen: now,
-                transferred: Bytes::ZERO,
-                remaining: this.spec.memory,
-                passes: 1,
-                went_on: false,
-                stuck: false,
-                ran_before: true,
-            });
-            Ok(())
-        })
-        .await
-    }
-
-    async fn set_limits(&self, limits: &Limits) -> Result<(), EngineError> {
-        self.operate("change its migration", |this, _| {
-            if let Some(out) = this.state().side.out.as_mut() {
-                out.limits = *limits;
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    async fn continue_switchover(&self) -> Result<(), EngineError> {
-        let what = "send the rest of its guest";
-        self.operate(what, |this, _| {
-            let me = this.me()?;
-            if me.state().side.phase != Some(MigrationPhase::PreSwitchover) {
-                return Err(Self::refused(what, "it does not wait for that"));
-            }
-            if let Some(out) = me.state().side.out.as_mut() {
-                out.went_on = true;
-            }
-            me.advance();
-            Ok(())
-        })
-        .await
-    }
-
-    async fn cancel_migration(&self) -> Result<(), EngineError> {
-        let what = "cancel its migration";
-        self.operate(what, |this, _| {
-            let me = this.me()?;
-            let phase = me.state().side.phase.clone().unwrap_or(MigrationPhase::None);
-            if phase.is_over() {
-                return Ok(());
-            }
-            if phase.is_committed() {
-                return Err(Self::refused(what, "the guest may run at the target already"));
-            }
-            let out = me.state().side.out.take();
-            if let Some(out) = out {
-                if let Some(target) = out.target.upgrade()
-                    && target.current() == MachineState::Incoming
-                    && !out.link.state().cut
-                {
-                    target.die("the stream ended");
-                }
-                me.run_again(out.ran_before);
-            }
-            me.enter(MigrationPhase::Cancelled);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn start_postcopy(&self) -> Result<(), EngineError> {
-        let what = "go over to post-copy";
-        self.operate(what, |this, _| {
-            let me = this.me()?;
-            me.advance();
-            let target = {
-                let state = me.state();
-                let out = state.side.out.as_ref();
-                out.filter(|_| state.side.phase == Some(MigrationPhase::Active))
-                    .and_then(|out| out.target.upgrade())
-            };
-            let Some(target) = target else {
-                return Err(Self::refused(what, "it is not copying"));
-            };
-            if !target.state().side.expects.as_ref().is_some_and(|(_, c)| c.postcopy) {
-                return Err(Self::refused(what, "the target was not prepared for it"));
-            }
-            me.turn(Some(MachineState::Switching), MachineEvent::Switching);
-            me.enter(MigrationPhase::Postcopy);
-            target.turn(Some(MachineState::Running), MachineEvent::Resumed);
-            target.enter(MigrationPhase::Postcopy);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn pause_postcopy(&self) -> Result<(), EngineError> {
-        Err(Self::refused("pause its post-copy", "there is none that hangs"))
-    }
-
-    async fn recover_postcopy(&self, _: SocketAddr) -> Result<(), EngineError> {
-        Err(Self::refused("recover its post-copy", "no connection is broken"))
-    }
-
-    async fn reclaim(&self) -> Result<(), EngineError> {
-        let what = "take its guest back";
-        self.operate(what, |this, _| {
-            let me = this.me()?;
-            let state = me.current();
-            match state {
-                MachineState::Switching | MachineState::Migrated => {}
-                MachineState::Running => return Ok(()),
-                other => return Err(Self::refused(what, &format!("it is {other:?}"))),
-            }
-            if me.state().side.phase == Some(MigrationPhase::Postcopy) {
-                return Err(Self::refused(what, "a part of it is at the target only"));
-            }
-            let unfinished = me.state().side.out.take().is_some();
-            me.turn(Some(MachineState::Running), MachineEvent::Resumed);
-            if unfinished {
-                me.enter(MigrationPhase::Cancelled);
-            }
-            Ok(())
-        })
-        .await
     }
 }

@@ -8,6 +8,7 @@ mod guest;
 mod link;
 mod machine;
 mod migrate;
+mod orders;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -242,6 +243,7 @@ impl Engine for FakeEngine {
             version: "fake".to_owned(),
             machines: [format!("pc-q35-{VERSION}"), "microvm".to_owned()].into(),
             capabilities: ["postcopy-ram".to_owned()].into(),
+            compression: false,
             no_postcopy: None,
             accelerator: "fake".to_owned(),
             flash: Some(FLASH),

@@ -128,6 +128,8 @@ struct Driver<'a> {
     /// Since when the source has not answered.
     silent: Option<Instant>,
     transferred: Bytes,
+    /// In post-copy: what was over, and since when.
+    moved: (Bytes, Instant),
     passes: u64,
     postcopy: bool,
     committed: bool,
@@ -147,6 +149,7 @@ impl Drive<'_> {
             phase: (MigrationPhase::None, now),
             silent: None,
             transferred: Bytes::ZERO,
+            moved: (Bytes::ZERO, now),
             passes: 0,
             postcopy: false,
             committed: false,
@@ -211,10 +214,7 @@ impl Driver<'_> {
             MigrationPhase::Active => self.copy(&status).await,
             MigrationPhase::PreSwitchover => self.switch().await,
             MigrationPhase::Switching => self.wait_for_the_end(),
-            MigrationPhase::Postcopy | MigrationPhase::PostcopyPaused => {
-                (self.committed, self.postcopy) = (true, true);
-                Next::LookAgain(OFTEN)
-            }
+            MigrationPhase::Postcopy | MigrationPhase::PostcopyPaused => self.follow().await,
             MigrationPhase::Cancelling => self.wait_for_the_end(),
             MigrationPhase::Completed => Next::End(Ok(self.moved(&status))),
             MigrationPhase::Cancelled => Next::End(Err(match self.gave_up.take() {
@@ -287,6 +287,26 @@ impl Driver<'_> {
             tracing::warn!(%error, "a source was told to send the rest");
         }
         Next::LookAgain(SOON)
+    }
+
+    /// In post-copy. A link that hangs is broken off: only what is broken can be mended,
+    /// by [`Migrate::recover_postcopy`](super::Migrate::recover_postcopy).
+    async fn follow(&mut self) -> Next {
+        (self.committed, self.postcopy) = (true, true);
+        if self.phase.0 == MigrationPhase::PostcopyPaused {
+            return Next::LookAgain(SELDOM);
+        }
+        if self.moved.0 != self.transferred {
+            self.moved = (self.transferred, Instant::now());
+        }
+        let last = self.moved.1.max(self.phase.1);
+        if last.elapsed() > self.drive.policy.stall_limit {
+            self.moved.1 = Instant::now();
+            if let Err(error) = self.drive.machine.pause_postcopy().await {
+                tracing::warn!(%error, "a post-copy hangs and is not broken off");
+            }
+        }
+        Next::LookAgain(OFTEN)
     }
 
     fn wait_for_the_end(&mut self) -> Next {

@@ -19,7 +19,12 @@
 //!   engine. A source whose target is known to be dead and never ran gets its guest back by
 //!   [`Migrate::reclaim`].
 //! - A source that *failed* runs again by itself: without post-copy that happens only when
-//!   it could not hand its last byte to the kernel, so the target cannot have it all.
+//!   it could not hand its last byte to the kernel, so the target cannot have it all
+//!   (decision 0123).
+//! - A source is let go, and killed, when it is [`MachineState::Migrated`], never before: in
+//!   post-copy it has pages that nobody else has until then.
+//!
+//! [`MachineState::Migrated`]: crate::MachineState::Migrated
 
 mod drive;
 mod key;
@@ -54,6 +59,10 @@ pub trait Migrate: Send + Sync {
     /// Waits for a source at this address, on a port that is free, and returns it. Once a
     /// launch; asked again it tells the port it has.
     async fn listen(&self, address: IpAddr) -> Result<SocketAddr, EngineError>;
+
+    /// Lets the guest's network cards tell their peers where they are now. A target does so
+    /// by itself as its guest starts; again once its frames can pass, where they could not.
+    async fn announce(&self) -> Result<(), EngineError>;
 
     /// Listens anew for the source of a post-copy whose connection broke.
     async fn listen_to_recover(&self, address: IpAddr) -> Result<SocketAddr, EngineError>;

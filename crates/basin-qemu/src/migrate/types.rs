@@ -17,8 +17,11 @@ pub struct Channel {
     /// Makes [`Migrate::start_postcopy`](super::Migrate::start_postcopy) possible. It costs
     /// the certainty that a failed source means a target that never ran: see the module.
     pub postcopy: bool,
-    /// Memory goes over so many connections beside the first.
+    /// Memory goes over so many connections beside the first, each with a thread of its own.
     pub streams: Option<NonZeroU8>,
+    /// What goes over those is compressed. For links slower than a processor.
+    #[serde(default)]
+    pub compress: bool,
 }
 
 /// How a target is launched.
@@ -167,6 +170,9 @@ pub struct MigrationSupport {
     pub machines: BTreeSet<String>,
     /// QEMU's migration capabilities.
     pub capabilities: BTreeSet<String>,
+    /// Streams can be compressed.
+    #[serde(default)]
+    pub compression: bool,
     /// Why this server cannot be the target of a post-copy, if so.
     pub no_postcopy: Option<String>,
     /// `kvm` or `tcg`: a guest stays with what it has.
@@ -204,5 +210,65 @@ impl MigrationSupport {
             _ => {}
         }
         why
+    }
+
+    /// The part of what is wanted that a source here and this target can do, and why the
+    /// rest is not. Without the rest a guest moves as well, if not as fast.
+    pub fn agree(&self, target: &MigrationSupport, wanted: Channel) -> (Channel, Vec<String>) {
+        let (mut channel, mut why) = (wanted, Vec::new());
+        if wanted.postcopy
+            && let Some(reason) = &target.no_postcopy
+        {
+            channel.postcopy = false;
+            why.push(format!("no post-copy: {reason}"));
+        }
+        let both = |capability: &str| {
+            [self, target].iter().all(|side| side.capabilities.contains(capability))
+        };
+        if wanted.postcopy && channel.postcopy && !both("postcopy-ram") {
+            channel.postcopy = false;
+            why.push("no post-copy: QEMU of one of the servers has none".to_owned());
+        }
+        if channel.streams.is_some() && channel.postcopy {
+            // QEMU refuses the two together.
+            channel.streams = None;
+            why.push("one connection: post-copy may be needed".to_owned());
+        } else if channel.streams.is_some() && !both("multifd") {
+            channel.streams = None;
+            why.push("one connection: QEMU of one of the servers has no more".to_owned());
+        }
+        if wanted.compress && channel.streams.is_none() {
+            channel.compress = false;
+            why.push("no compression: it needs several connections".to_owned());
+        } else if channel.compress && !(self.compression && target.compression) {
+            channel.compress = false;
+            why.push("no compression: QEMU of one of the servers has no zstd".to_owned());
+        }
+        (channel, why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_servers_agree_on_what_both_can() {
+        let capabilities = ["multifd", "postcopy-ram"].map(str::to_owned).into();
+        let able = MigrationSupport { capabilities, compression: true, ..Default::default() };
+        let streams = NonZeroU8::new(4);
+        let fast = Channel { streams, compress: true, postcopy: false };
+        assert_eq!(able.agree(&able, fast), (fast, vec![]));
+        let all = Channel { postcopy: true, ..fast };
+        let (channel, why) = able.agree(&able, all);
+        assert_eq!(channel, Channel { postcopy: true, ..Channel::default() });
+        assert_eq!(why.len(), 2, "{why:?}");
+        let no_postcopy = Some("not here".to_owned());
+        let other = MigrationSupport { no_postcopy, compression: false, ..able.clone() };
+        let (channel, why) = able.agree(&other, all);
+        assert_eq!(channel, Channel { streams, ..Channel::default() });
+        assert!(why[0].contains("not here") && why[1].contains("zstd"), "{why:?}");
+        let (channel, why) = able.agree(&MigrationSupport::default(), all);
+        assert_eq!((channel, why.len()), (Channel::default(), 3), "{why:?}");
     }
 }

@@ -128,16 +128,19 @@ pub async fn drive_through(
 
 /// Waits for a phase.
 pub async fn phase(machine: &dyn Machine, is: impl Fn(&MigrationPhase) -> bool) -> MigrationPhase {
+    let mut seen = MigrationPhase::None;
     let waiting = async {
         loop {
-            let phase = machine.migration().await.unwrap().phase;
-            if is(&phase) {
-                return phase;
+            seen = machine.migration().await.unwrap().phase;
+            if is(&seen) {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("this phase does not come")
+    let came = tokio::time::timeout(PATIENCE, waiting).await;
+    assert!(came.is_ok(), "it stays {seen:?}");
+    seen
 }
 
 /// The guest answers, on this machine.

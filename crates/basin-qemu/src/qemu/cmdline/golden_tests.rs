@@ -167,8 +167,9 @@ fn a_target_is_its_source_and_waits() {
     let target = line(&hardware, true).unwrap();
     assert_eq!(target, source + "-incoming defer\n");
     // Of an older Basin, which did not choose the memory's size.
-    hardware.ram = spec.memory;
-    assert!(line(&hardware, true).unwrap().contains("-m size=536870912B"));
+    (hardware.ram, hardware.described) = (spec.memory, true);
+    let target = line(&hardware, true).unwrap();
+    assert!(target.contains("-m size=536870912B") && !target.contains("vmdesc"), "{target}");
     hardware.machine = "pc-q35-7.2,kernel-irqchip=off".to_owned();
     assert!(line(&hardware, true).unwrap_err().contains("no names"));
 }

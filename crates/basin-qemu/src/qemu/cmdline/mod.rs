@@ -149,7 +149,11 @@ fn machine(args: &mut Args, inputs: &Inputs<'_>) {
             .kv("isa-serial", "on")
             .kv("auto-kernel-cmdline", "on"),
     };
-    args.opts("-machine", machine.kv("memory-backend", "ram").kv("dump-guest-core", "off"));
+    let machine = machine.kv("memory-backend", "ram").kv("dump-guest-core", "off");
+    // The last byte of a migration is then the one that lets the target run the guest: a
+    // source that fails before it has sent that byte knows that the guest is its own.
+    let machine = if hardware.described { machine } else { machine.kv("suppress-vmdesc", "on") };
+    args.opts("-machine", machine);
     args.raw("-accel", accelerator(inputs.accelerator));
     args.raw("-cpu", &hardware.cpu);
     args.raw("-smp", format!("cpus={},maxcpus={}", spec.vcpus, hardware.max_vcpus));

@@ -6,6 +6,7 @@ use std::io;
 use std::process::Stdio;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -18,6 +19,7 @@ const USERFAULTFD: &str = "/proc/sys/vm/unprivileged_userfaultfd";
 const QUESTIONS: &[u8] = b"{\"execute\":\"qmp_capabilities\"}
 {\"execute\":\"query-migrate-capabilities\"}
 {\"execute\":\"query-machines\"}
+{\"execute\":\"migrate-set-parameters\",\"id\":\"zstd\",\"arguments\":{\"multifd-compression\":\"zstd\"}}
 {\"execute\":\"quit\"}
 ";
 
@@ -44,7 +46,8 @@ pub async fn support(inner: &Inner) -> Result<MigrationSupport, EngineError> {
         Ok(output) => output.map_err(|error| unusable(error.to_string()))?,
         Err(_) => return Err(unusable("it does not say what it can do".to_owned())),
     };
-    let (capabilities, machines) = read(&String::from_utf8_lossy(&output.stdout));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (capabilities, machines) = read(&text);
     if capabilities.is_empty() || machines.is_empty() {
         return Err(unusable("it does not say what it can migrate".to_owned()));
     }
@@ -55,6 +58,7 @@ pub async fn support(inner: &Inner) -> Result<MigrationSupport, EngineError> {
     Ok(MigrationSupport {
         version: inner.version()?.to_owned(),
         machines,
+        compression: compresses(&text),
         capabilities,
         no_postcopy,
         accelerator: inner.accelerator.as_str().to_owned(),
@@ -83,6 +87,12 @@ fn read(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
         }
     }
     found
+}
+
+/// Whether it has taken the setting.
+fn compresses(text: &str) -> bool {
+    let answers = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    answers.into_iter().any(|answer| answer["id"] == "zstd" && answer.get("return").is_some())
 }
 
 /// Kernels that have no such switch allow it, as long as they have post-copy's faults.
@@ -123,5 +133,8 @@ mod tests {
         let (capabilities, machines) = read(text);
         assert_eq!(Vec::from_iter(capabilities), ["events", "xbzrle"]);
         assert_eq!(Vec::from_iter(machines), ["microvm", "pc-q35-7.2"]);
+        assert!(!compresses(text));
+        assert!(compresses(r#"{"id":"zstd","return":{}}"#));
+        assert!(!compresses(r#"{"id":"zstd","error":{"class":"GenericError","desc":"no"}}"#));
     }
 }

@@ -67,6 +67,16 @@ pub struct StartPostcopy {}
 command!(StartPostcopy, "migrate-start-postcopy", false, qapi::Empty);
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Announce {
+    pub initial: u64,
+    pub max: u64,
+    pub rounds: u64,
+    pub step: u64,
+}
+command!(Announce, "announce-self", false, qapi::Empty);
+
+#[derive(Debug, Serialize)]
 pub struct SetCapabilities {
     pub capabilities: Vec<Capability>,
 }
@@ -91,6 +101,8 @@ pub struct SetParameters {
     pub downtime_limit: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multifd_channels: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multifd_compression: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_throttle_initial: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,6 +167,7 @@ struct InfoRam {
     mbps: f64,
     dirty_sync_count: u64,
     postcopy_requests: u64,
+    postcopy_bytes: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -165,6 +178,11 @@ struct InfoAddress {
 }
 
 impl Info {
+    /// Whether a part of the memory went over after the guest.
+    pub fn was_postcopy(&self) -> bool {
+        self.ram.as_ref().is_some_and(|ram| ram.postcopy_requests > 0 || ram.postcopy_bytes > 0)
+    }
+
     pub fn status(&self) -> MigrationStatus {
         let millis = |ms: Option<u64>| ms.map(Duration::from_millis);
         MigrationStatus {
