@@ -140,6 +140,17 @@ impl<F: Fn() -> Result<(), String> + Send + Sync> Gate for Halt<F> {
     }
 }
 
+/// A gate that never opens, at which somebody cancels.
+struct Hangs(CancellationToken);
+
+#[async_trait]
+impl Gate for Hangs {
+    async fn before_switch(&self) -> Result<(), String> {
+        self.0.cancel();
+        std::future::pending().await
+    }
+}
+
 #[tokio::test]
 async fn cancelled_at_any_point_the_guest_goes_on() {
     let pair = Pair::dirty(MachineType::Q35).await;
@@ -168,13 +179,19 @@ async fn cancelled_at_any_point_the_guest_goes_on() {
         cancels.cancel();
         Ok(())
     });
+    // And while the gate is asked, which never answers.
+    let hanging = CancellationToken::new();
+    let hangs = Hangs(hanging.clone());
     let closed = Halt(|| Err("the disks are not in step".to_owned()));
-    for (gate, why) in [(&late as &dyn Gate, "was cancelled"), (&closed, "not in step")] {
+    for (gate, why, cancel) in [
+        (&late as &dyn Gate, "was cancelled", &cancel),
+        (&hangs, "was cancelled", &hanging),
+        (&closed, "not in step", &CancellationToken::new()),
+    ] {
         let (there, address) = pair.expect().await;
         pair.machine.migrate(&pair.outgoing(address)).await.unwrap();
-        let cancel = if why == "was cancelled" { cancel.clone() } else { CancellationToken::new() };
         let end =
-            drive_through(&*pair.machine, pair.channel, Policy::default(), gate, &cancel).await;
+            drive_through(&*pair.machine, pair.channel, Policy::default(), gate, cancel).await;
         let end = end.unwrap_err().to_string();
         assert!(end.contains(why), "{end}");
         become_state(&*there, MachineState::Gone).await;

@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU8;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,12 +21,10 @@ use tokio_util::sync::CancellationToken;
 #[tokio::test]
 async fn memory_goes_over_several_connections_compressed_or_not() {
     let mut pair = Pair::dirty(MachineType::Q35).await;
-    let mut sent = Vec::new();
     for compress in [false, true] {
         let streams = NonZeroU8::new(3);
         pair.channel = Channel { streams, compress, postcopy: false };
-        let (there, moved) = pair.go(Policy::default()).await;
-        sent.push(moved.transferred);
+        let (there, _) = pair.go(Policy::default()).await;
         still_right(&*there).await;
         pair.machine.kill().await.unwrap();
         let Pair { source, target, .. } = pair;
@@ -34,7 +33,7 @@ async fn memory_goes_over_several_connections_compressed_or_not() {
     pair.machine.kill().await.unwrap();
 }
 
-/// A link between the servers that can be broken.
+/// A link between the servers that is slow, and can be broken.
 struct Wire {
     address: SocketAddr,
     ends: Arc<Mutex<Vec<TcpStream>>>,
@@ -53,8 +52,14 @@ impl Wire {
                 let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                 kept.lock().unwrap_or_else(PoisonError::into_inner).push(from.try_clone().unwrap());
                 std::thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(std::net::Shutdown::Both);
+                    let mut buffer = [0; 32 << 10];
+                    // A megabyte and a half in a second.
+                    while let Ok(n @ 1..) = from.read(&mut buffer)
+                        && to.write_all(&buffer[..n]).is_ok()
+                    {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    let _ = to.shutdown(Shutdown::Both);
                 });
             }
         });
@@ -63,7 +68,7 @@ impl Wire {
 
     fn cut(&self) {
         for end in &*self.ends.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = end.shutdown(std::net::Shutdown::Both);
+            let _ = end.shutdown(Shutdown::Both);
         }
     }
 }
@@ -148,9 +153,10 @@ async fn a_post_copy_whose_link_breaks_is_mended() {
         drive.run().await
     });
     phase(&*pair.machine, |phase| *phase == MigrationPhase::Postcopy).await;
+    // Cut before, it would be a failure: the target never ran.
+    become_state(&*there, MachineState::Running).await;
     wire.cut();
-    for (name, side) in [("source", &pair.machine), ("target", &there)] {
-        println!("{name}: {:?}", side.migration().await);
+    for side in [&pair.machine, &there] {
         phase(&**side, |phase| *phase == MigrationPhase::PostcopyPaused).await;
     }
     // What the source has, nobody else has: it is not to be left, nor run, nor cancelled.

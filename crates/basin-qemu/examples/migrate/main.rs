@@ -1,12 +1,14 @@
 //! Measures live migration on the real engine against QEMU driven by hand, as root:
 //! `migrate KERNEL INITRD MIB RATE ROUNDS`. RATE is what the guest writes in MiB/s, `idle`
 //! or `max`. The guest sends a heartbeat every 5 ms; the gap is its longest silence. The
-//! ways take turns, so that a busy host is the same for all.
+//! ways take turns, so that a busy host is the same for all. `SHOW=1` shows the engine's
+//! progress, `ONLY=Engine` leaves out the other ways.
 
 mod hand;
 mod net;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,6 +48,8 @@ pub struct Measured {
 /// A way to move a guest.
 #[derive(Debug, Clone, Copy)]
 enum Way {
+    /// No move: the longest silence that the host makes by itself.
+    Still,
     /// By hand, QEMU's own limits.
     Defaults,
     /// By hand, the best that is known for most guests.
@@ -54,6 +58,8 @@ enum Way {
     Postcopy,
     /// The engine with its pilot, encrypted, held before the switch.
     Engine,
+    /// The same over two connections beside the first.
+    Streams { compress: bool },
 }
 
 #[tokio::main]
@@ -79,18 +85,36 @@ async fn main() -> Result<(), Any> {
         ),
     };
     let ways = match rate.as_str() {
-        "idle" | "60" => vec![Way::Defaults, Way::Unlimited30, Way::Engine],
-        "max" => vec![Way::Unlimited30, Way::Postcopy, Way::Engine],
-        _ => vec![Way::Unlimited30, Way::Engine],
+        "idle" | "60" => vec![Way::Still, Way::Defaults, Way::Unlimited30, Way::Engine],
+        "max" => vec![
+            Way::Still,
+            Way::Unlimited30,
+            Way::Postcopy,
+            Way::Engine,
+            Way::Streams { compress: false },
+            Way::Streams { compress: true },
+        ],
+        _ => vec![Way::Still, Way::Unlimited30, Way::Engine],
     };
+    let only = std::env::var("ONLY").ok();
+    let ways: Vec<Way> = ways
+        .into_iter()
+        .filter(|way| only.as_ref().is_none_or(|only| format!("{way:?}").starts_with(only)))
+        .collect();
     let mut figures: Vec<Vec<Measured>> = ways.iter().map(|_| Vec::new()).collect();
     for round in 0..rounds.parse::<u32>()? {
         for (way, figures) in ways.iter().zip(&mut figures) {
             let measured = match way {
+                Way::Still => hand::run(&guest, &net, By::Nothing).await?,
                 Way::Defaults => hand::run(&guest, &net, By::Defaults).await?,
                 Way::Unlimited30 => hand::run(&guest, &net, By::Downtime { ms: 30 }).await?,
                 Way::Postcopy => hand::run(&guest, &net, By::Postcopy).await?,
-                Way::Engine => engine(&guest, &net).await?,
+                Way::Engine => engine(&guest, &net, Channel::default()).await?,
+                Way::Streams { compress } => {
+                    let (streams, compress) = (NonZeroU8::new(2), *compress);
+                    let channel = Channel { streams, compress, ..Channel::default() };
+                    engine(&guest, &net, channel).await?
+                }
             };
             let Measured { total, gap, forced } = &measured;
             let forced = if *forced { ", forced" } else { "" };
@@ -156,11 +180,11 @@ impl Server {
     }
 }
 
-async fn engine(guest: &Guest, net: &net::Net) -> Result<Measured, Any> {
+async fn engine(guest: &Guest, net: &net::Net, channel: Channel) -> Result<Measured, Any> {
     let (from, to) = (Server::new("from").await?, Server::new("to").await?);
     let spec = spec(guest)?;
     let source = from.engine.launch(&spec, vec![net.tap(0)?]).await?;
-    let measured = engine_move(&to, &spec, source.clone(), net).await;
+    let measured = engine_move(&to, &spec, source.clone(), net, channel).await;
     source.kill().await?;
     for machine in to.engine.adopt().await? {
         machine.machine.kill().await?;
@@ -175,10 +199,11 @@ async fn engine_move(
     spec: &MachineSpec,
     source: Arc<dyn Machine>,
     net: &net::Net,
+    channel: Channel,
 ) -> Result<Measured, Any> {
     let heart = net.listen()?;
     heart.settled()?;
-    let (key, channel) = (MigrationKey::fresh(), Channel::default());
+    let key = MigrationKey::fresh();
     let incoming = Incoming { hardware: source.hardware(), key: key.clone(), channel };
     let target = to.engine.launch_incoming(spec, vec![net.tap(1)?], &incoming).await?;
     let address = target.listen(IpAddr::V4(Ipv4Addr::LOCALHOST)).await?;

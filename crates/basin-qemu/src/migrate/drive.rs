@@ -19,7 +19,8 @@ use crate::engine::{EngineError, Machine, MachineEvent};
 #[async_trait]
 pub trait Gate: Send + Sync {
     /// The guest is stopped here, and nothing of its last state has been sent. Every
-    /// millisecond is one of silence. An error cancels the migration.
+    /// millisecond is one of silence. An error cancels the migration; so does a cancel
+    /// meanwhile, which drops this where it stands.
     async fn before_switch(&self) -> Result<(), String>;
 }
 
@@ -216,6 +217,13 @@ impl Driver<'_> {
             MigrationPhase::Switching => self.wait_for_the_end(),
             MigrationPhase::Postcopy | MigrationPhase::PostcopyPaused => self.follow().await,
             MigrationPhase::Cancelling => self.wait_for_the_end(),
+            // QEMU reckons its times a moment after it says that it has completed.
+            MigrationPhase::Completed
+                if status.total_time.is_none_or(|time| time.is_zero())
+                    && self.phase.1.elapsed() < 10 * OFTEN =>
+            {
+                Next::LookAgain(OFTEN)
+            }
             MigrationPhase::Completed => Next::End(Ok(self.moved(&status))),
             MigrationPhase::Cancelled => Next::End(Err(match self.gave_up.take() {
                 Some(why) => DriveError::GaveUp { why },
@@ -274,7 +282,12 @@ impl Driver<'_> {
             // It was told, and has not begun.
             return self.wait_for_the_end();
         }
-        if let Err(why) = self.drive.gate.before_switch().await {
+        let passed = tokio::select! {
+            biased;
+            () = self.drive.cancel.cancelled() => return Next::LookAgain(Duration::ZERO),
+            passed = self.drive.gate.before_switch() => passed,
+        };
+        if let Err(why) = passed {
             self.gave_up = Some(why);
             return Next::LookAgain(Duration::ZERO);
         }

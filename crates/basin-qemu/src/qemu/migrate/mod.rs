@@ -23,7 +23,7 @@ use wire::{Capability, SetCapabilities, SetParameters};
 /// The key's name in QEMU.
 const KEY: &str = "migration";
 /// TLS 1.3 with AES-128-GCM. A pre-shared key leaves that and ChaCha20, which GnuTLS prefers
-/// and which is five times as slow on a CPU with AES instructions (decision 0121).
+/// and which is many times as slow on a CPU with AES instructions (decision 0121).
 const CIPHERS: &str = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CHACHA20-POLY1305";
 /// Quick enough for a link of a gigabit, and a third of the bytes.
 const COMPRESSION: &str = "zstd";
