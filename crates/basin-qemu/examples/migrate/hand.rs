@@ -34,7 +34,9 @@ impl Qemu {
         let tap = net.tap(n)?;
         nix::fcntl::fcntl(&tap, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
         // The same odd size as the engine's: what loses writes is no yardstick.
-        let size = guest.memory.get() + (64 << 10);
+        // EVEN=1 shows what that costs (decision 0120).
+        let odd = if std::env::var_os("EVEN").is_some() { 0 } else { 64 << 10 };
+        let size = guest.memory.get() + odd;
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-cpu", "Nehalem"]);
         command.args(["-machine", "q35,memory-backend=ram", "-accel", "tcg,tb-size=256"]);
