@@ -42,7 +42,8 @@ impl Default for Policy {
     fn default() -> Policy {
         Policy {
             downtime: Duration::from_millis(30),
-            most_downtime: Duration::from_millis(300),
+            // A guest that is slowed down until less suffices is out of breath for longer.
+            most_downtime: Duration::from_secs(1),
             bandwidth: None,
             throttle: true,
             postcopy: Postcopy::Never,
@@ -147,6 +148,8 @@ const MARGIN: f64 = 1.3;
 const PATIENCE: Duration = Duration::from_millis(350);
 /// How long slowing down gets; QEMU adds a step every second or two.
 const THROTTLE_PATIENCE: Duration = Duration::from_secs(20);
+/// By how much a guest is slowed down further, in percent.
+const STEP: u8 = 10;
 /// Passes that say nothing because they were too short to be seen well.
 const LEAST_PASS: Duration = Duration::from_millis(1);
 
@@ -154,7 +157,7 @@ impl Pilot {
     pub fn new(policy: Policy) -> Pilot {
         let first = (policy.downtime / 8).max(Duration::from_millis(1));
         let limits =
-            Limits { bandwidth: policy.bandwidth, downtime: first, throttle: Throttle::default() };
+            Limits { bandwidth: policy.bandwidth, downtime: first, throttle: Throttle::HARDLY };
         Pilot {
             policy,
             limits,
@@ -199,7 +202,7 @@ impl Pilot {
             let limit = self.policy.time_limit.unwrap_or_default();
             return self.last_resort(&format!("its time of {} s is up", limit.as_secs_f32()));
         }
-        self.decide(at, ram)
+        self.decide(at, ram, status.throttle)
     }
 
     pub fn outlook(&self) -> Outlook {
@@ -271,13 +274,14 @@ impl Pilot {
         Some(Order::GiveUp { why })
     }
 
-    fn decide(&mut self, at: Duration, ram: Ram) -> Vec<Order> {
+    fn decide(&mut self, at: Duration, ram: Ram, throttle: u8) -> Vec<Order> {
         match self.stage {
             Stage::Waiting { since } if at.saturating_sub(since) < PATIENCE => return Vec::new(),
             Stage::Throttling { since } if at.saturating_sub(since) >= THROTTLE_PATIENCE => {
                 return self.last_resort("it writes faster than the link, slowed down or not");
             }
-            Stage::Throttling { .. } | Stage::Last => return Vec::new(),
+            Stage::Throttling { .. } => return self.ease(throttle),
+            Stage::Last => return Vec::new(),
             Stage::Copying | Stage::Waiting { .. } => {}
         }
         match self.floor(ram) {
@@ -340,7 +344,18 @@ impl Pilot {
         let ratio = self.speed.unwrap_or(0.0) / self.dirty_rate.unwrap_or(f64::MAX).max(1.0);
         // Half of what the link carries.
         let percent = (100.0 * (1.0 - ratio / 2.0)).clamp(20.0, 95.0) as u8;
-        self.limits.throttle = Throttle { initial: percent, step: 10, most: 99 };
+        // QEMU may be at its hardly noticed percent already; then it goes by a step.
+        self.limits.throttle = Throttle { initial: percent, step: percent, most: 99 };
+        vec![Order::Set(self.limits)]
+    }
+
+    /// Once QEMU has come to the first percentage: by small steps from there.
+    fn ease(&mut self, throttle: u8) -> Vec<Order> {
+        let Throttle { initial, step, .. } = self.limits.throttle;
+        if step <= STEP || throttle < initial {
+            return Vec::new();
+        }
+        self.limits.throttle.step = STEP;
         vec![Order::Set(self.limits)]
     }
 

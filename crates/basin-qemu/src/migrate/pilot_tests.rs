@@ -112,8 +112,7 @@ impl Model {
             if written > 0.5 * self.rate() * 0.1 {
                 let Throttle { initial, step, most } = self.limits.throttle;
                 let next = if self.throttle == 0 { initial } else { self.throttle + step };
-                // QEMU's default does not slow down anybody here before the pilot says so.
-                self.throttle = if initial > 20 || self.throttle > 0 { next.min(most) } else { 0 };
+                self.throttle = next.min(most);
             }
         }
         (self.remaining < self.threshold.max(1.0)).then(|| self.remaining / self.link)

@@ -67,6 +67,12 @@ pub struct Throttle {
     pub most: u8,
 }
 
+impl Throttle {
+    /// The least that QEMU can: it slows a guest down by itself as soon as it may, and
+    /// whether that is wanted shows later.
+    pub const HARDLY: Throttle = Throttle { initial: 1, step: 1, most: 1 };
+}
+
 impl Default for Throttle {
     /// QEMU's own.
     fn default() -> Throttle {
