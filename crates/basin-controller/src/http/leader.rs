@@ -1,13 +1,16 @@
 //! Which server answers: whoever is asked answers questions from what it knows, and
 //! says how old that is; changes are the leader's, to whom they are passed on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use basin_model::HostId;
+use basin_model::task::Problem;
+use basin_node::NodeError;
+use basin_node::remote::Peer;
 use basin_store::Revision;
 
 use super::forward::{forward, forwarded_by};
@@ -44,9 +47,9 @@ pub async fn to_leader(
         return answer;
     }
     let reads = request.method() == Method::GET;
-    match context.app.leadership.settled(LED_WITHIN).await {
-        Lead::Alone => next.run(request).await,
-        Lead::Me(_) => {
+    match leader(&context).await {
+        Ok(Leader::Alone) => next.run(request).await,
+        Ok(Leader::Me) => {
             let mut answer = next.run(request).await;
             let revision = context.app.inventory().read().revision;
             if let Ok(value) = HeaderValue::from_str(&revision.0.to_string()) {
@@ -54,21 +57,57 @@ pub async fn to_leader(
             }
             answer
         }
-        Lead::Other(host) => {
-            let actor = request.extensions().get::<Actor>().cloned();
-            let (Some(actor), Ok(peer)) = (actor, context.app.nodes().peer(host)) else {
-                return ApiError(problems::no_leader()).into_response();
+        Ok(Leader::Other(peer)) => {
+            let Some(actor) = request.extensions().get::<Actor>().cloned() else {
+                return ApiError(problems::unauthenticated()).into_response();
             };
             let answer = forward(request, &peer, &actor, local).await;
             see(&context, revision_of(&answer)).await;
             answer
         }
-        Lead::Nobody if reads => {
+        // As far as it is known here.
+        Err(_) if reads => {
             let mut answer = next.run(request).await;
             say_age(&context, &mut answer);
             answer
         }
-        Lead::Nobody => ApiError(problems::no_leader()).into_response(),
+        Err(problem) => ApiError(problem).into_response(),
+    }
+}
+
+enum Leader {
+    /// There is one server only.
+    Alone,
+    Me,
+    /// It can be reached.
+    Other(Peer),
+}
+
+/// Who leads, once that is settled and it can be reached: one that died a moment ago is
+/// replaced soon. What is known until the time is over says why there is none.
+async fn leader(context: &Context) -> Result<Leader, Problem> {
+    let until = Instant::now() + LED_WITHIN;
+    let mut changes = context.app.leadership.changes();
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let host = match context.app.leadership.settled(left).await {
+            Lead::Alone => return Ok(Leader::Alone),
+            Lead::Me(_) => return Ok(Leader::Me),
+            Lead::Nobody => return Err(problems::no_leader()),
+            Lead::Other(host) => host,
+        };
+        let why = match context.app.nodes().peer(host) {
+            Ok(peer) => match peer.reach().await {
+                Ok(()) => return Ok(Leader::Other(peer)),
+                Err(NodeError(why)) => why,
+            },
+            Err(_) => problems::no_leader(),
+        };
+        let another = changes.wait_for(|lead| *lead != Lead::Other(host));
+        let wait = tokio::time::timeout_at(until.into(), another);
+        if !matches!(wait.await, Ok(Ok(_))) {
+            return Err(why);
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 //! sign of life, care for etcd and for its own certificate.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use basin_controller::app::App;
 use basin_controller::app::inventory::Inventory;
+use basin_controller::app::nodes;
 use basin_controller::cluster::leader::{self, Leadership};
 use basin_controller::cluster::voters::Voters;
 use basin_controller::cluster::{alive, duty};
@@ -16,7 +16,8 @@ use basin_model::host::Host;
 use basin_model::task::Problem;
 use basin_model::{HostId, keys};
 use basin_node::cluster::follow::Follower;
-use basin_node::cluster::leave;
+use basin_node::cluster::{ClusterDir, KnownServer, leave, no_member};
+use basin_node::etcd;
 use basin_node::etcd::plan::Rules;
 use basin_node::pki::{Credentials, Sign, Subject, keep_renewed};
 use basin_node::remote::{Peers, RemoteNode};
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::ServeArgs;
+use super::seat::ANSWER_FIRST;
 use super::state::MemberParts;
 
 /// A server of a cluster, before it serves.
@@ -90,7 +92,8 @@ impl Member {
             inventory: app.inventory().clone(),
             leadership: app.leadership.clone(),
             credentials: credentials.clone(),
-            rules: Rules::default(),
+            rules: Rules { replace_after: parts.replace_after },
+            leaving: app.leaving.clone(),
         };
         if matches!(parts.config.store, basin_node::cluster::StoreConfig::Own { .. }) {
             tasks.spawn(voters.keep(stop.clone()));
@@ -102,8 +105,9 @@ impl Member {
         let (dir, signer) = (parts.dir.tls(), Signer(app.clone()));
         let renewing = keep_renewed(credentials, dir, wanted, signer, cert_trouble, stop.clone());
         tasks.spawn(renewing);
-        tasks.spawn(keep_revocations(app.clone(), parts.dir.revoked(), stop.clone()));
-        tasks.spawn(leave_when_removed(app.clone(), host, again, stop.clone()));
+        tasks.spawn(keep_revocations(app.clone(), parts.dir.clone(), stop.clone()));
+        tasks.spawn(keep_servers(app.clone(), parts.dir.clone(), stop.clone()));
+        tasks.spawn(leave_when_removed(app.clone(), host, parts.dir.clone(), again, stop.clone()));
         tasks.close();
         Duties(tasks)
     }
@@ -137,7 +141,7 @@ impl basin_node::Peers for Others {
         let at = {
             let snapshot = self.inventory.read();
             let host = &snapshot.hosts.get(&host)?.value;
-            basin_controller::app::nodes::address(host).ok()?
+            nodes::address(host).ok()?
         };
         Some(Arc::new(RemoteNode::new(self.peers.peer(&at))))
     }
@@ -189,14 +193,14 @@ async fn follow_subject(
 }
 
 /// etcd reads the list at every handshake.
-async fn keep_revocations(app: Arc<App>, path: std::path::PathBuf, stop: CancellationToken) {
+async fn keep_revocations(app: Arc<App>, dir: ClusterDir, stop: CancellationToken) {
     let mut changes = app.inventory().changes();
     let mut known = None;
     loop {
         let removed: Vec<HostId> = app.inventory().read().removed_hosts.keys().copied().collect();
         if known.as_ref() != Some(&removed) {
             let written = match app.revoked().await {
-                Ok(list) => write_list(&path, &list).map_err(|e| e.to_string()),
+                Ok(list) => dir.store_revoked(&list).map_err(|e| e.to_string()),
                 Err(problem) => Err(problem.detail),
             };
             match written {
@@ -211,15 +215,34 @@ async fn keep_revocations(app: Arc<App>, path: std::path::PathBuf, stop: Cancell
     }
 }
 
-fn write_list(path: &std::path::Path, list: &str) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, list)?;
-    std::fs::rename(&temporary, path)
+/// Whom to ask when the store does not answer.
+async fn keep_servers(app: Arc<App>, dir: ClusterDir, stop: CancellationToken) {
+    let mut changes = app.inventory().changes();
+    let mut kept = Vec::new();
+    loop {
+        let servers: Vec<KnownServer> = {
+            let snapshot = app.inventory().read();
+            let hosts = snapshot.hosts.values();
+            let addresses = hosts.filter_map(|h| nodes::address(&h.value).ok());
+            addresses.map(|at| KnownServer { host: at.host, address: at.address }).collect()
+        };
+        if kept != servers {
+            match dir.keep_servers(&servers) {
+                Ok(()) => kept = servers,
+                Err(error) => warn!(%error, "cannot note where the other servers are"),
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 async fn leave_when_removed(
     app: Arc<App>,
     host: HostId,
+    dir: ClusterDir,
     again: Arc<Notify>,
     stop: CancellationToken,
 ) {
@@ -227,9 +250,16 @@ async fn leave_when_removed(
     loop {
         if app.inventory().read().removed_hosts.contains_key(&host) {
             info!("this server was removed from its cluster");
-            // What the next start finds it finds in the store as well.
-            again.notify_one();
-            return;
+            // The next start may find no etcd that lets it in.
+            match dir.note_removed() {
+                Ok(()) => {
+                    // It may be the one that answers to whoever removed it.
+                    tokio::time::sleep(ANSWER_FIRST).await;
+                    again.notify_one();
+                    return;
+                }
+                Err(error) => warn!(%error, "cannot note that this server was removed"),
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -245,10 +275,14 @@ pub async fn was_removed(store: &dyn Store, host: HostId) -> anyhow::Result<bool
 }
 
 /// Begins anew, alone.
-pub fn leave(args: &ServeArgs) -> anyhow::Result<()> {
+pub async fn leave(args: &ServeArgs, host: HostId) -> anyhow::Result<()> {
     warn!("this server was removed from its cluster, and begins anew by itself");
+    let current = ClusterDir::current(&args.state_dir);
+    if let Some(config) = current.load()? {
+        let member = no_member(host, &config, &current);
+        etcd::end(&member).await.map_err(|e| anyhow::anyhow!("{}; {}", e.detail, e.advice))?;
+    }
     leave::leave(&args.state_dir, Timestamp::now())
         .context("cannot put the cluster's state aside")?;
-    std::thread::sleep(Duration::from_millis(100));
     Ok(())
 }

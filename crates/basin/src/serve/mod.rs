@@ -4,9 +4,10 @@
 //!
 //! - `args`: what it is told. `state`: where the store is, and what was left half done.
 //! - `engine`: what runs machines, networks and disks. `cluster`: what only a server
-//!   of a cluster has and does. `seat`: how it becomes one.
+//!   of a cluster has and does. `seat`: how it becomes one. `children`: those of before.
 
 mod args;
+mod children;
 mod cluster;
 mod engine;
 mod identity;
@@ -80,6 +81,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     // From the first moment: whoever stops a daemon that is still starting has it
     // stopped in order, too.
     let mut signals = Signals::new()?;
+    children::reap_inherited();
     prepare(&args.state_dir, 0o711)?;
     prepare(&args.run_dir, 0o711)?;
     let host = identity::host_id(&args.state_dir)?;
@@ -92,14 +94,16 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
         opened = state::open(args, host, &name, &stop) => opened?,
         () = signals.wait() => return Ok(End::Stop),
     };
-    let Opened { store, member } = opened;
+    let Opened::Ready(store, member) = opened else {
+        return cluster::leave(args, host).await.map(|()| End::Again);
+    };
     records::check_schema(&*store).await?;
     if cluster::was_removed(&*store, host).await? {
-        return cluster::leave(args).map(|()| End::Again);
+        return cluster::leave(args, host).await.map(|()| End::Again);
     }
     bootstrap::ensure_host(&*store, host, &name).await?;
     let inventory = Inventory::open(store.clone()).await?;
-    let member = member.map(|parts| Member::new(parts, host, &inventory)).transpose()?;
+    let member = member.map(|parts| Member::new(*parts, host, &inventory)).transpose()?;
 
     let peers = member.as_ref().map(|m| m.peers.clone());
     let parts = engine::open(args, host, cluster::node_peers(peers.clone(), &inventory)).await?;
