@@ -97,6 +97,8 @@ async fn leader(context: &Context) -> Result<Leader, Problem> {
             Lead::Other(host) => host,
         };
         let why = match context.app.nodes().peer(host) {
+            // An earlier daemon of this server's: its lease is about to end.
+            _ if host == context.app.nodes().local() => problems::no_leader(),
             Ok(peer) => match peer.reach().await {
                 Ok(()) => return Ok(Leader::Other(peer)),
                 Err(NodeError(why)) => why,

@@ -67,6 +67,8 @@ pub enum AcceleratorArg {
 pub enum EngineArg {
     Qemu,
     Fake,
+    /// As on a server with an older QEMU and an older CPU.
+    FakeOlder,
 }
 
 /// How logs are written.
