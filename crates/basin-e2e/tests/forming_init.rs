@@ -5,11 +5,10 @@
 use basin_api::cluster::Mode;
 use basin_api::image::Image;
 use basin_api::network::Network;
-use basin_api::reference::Labels;
 use basin_api::token::Token;
 use basin_api::vm::{Machine, State, Vm};
-use basin_api::volume::{Volume, VolumeCreate, VolumeSource};
-use basin_e2e::images::{MIB, blank};
+use basin_api::volume::Volume;
+use basin_e2e::images::{MIB, blank, volume};
 use basin_e2e::{Cluster, Server, process, until};
 
 const FAULT: &str = "BASIN_FAULT";
@@ -25,21 +24,6 @@ fn things(server: &Server) -> Vec<String> {
     all.extend(server.ok(client.list::<Token>()).items.into_iter().map(|t| t.meta.id));
     all.sort();
     all
-}
-
-fn volume(name: &str) -> VolumeCreate {
-    VolumeCreate {
-        name: name.to_owned(),
-        description: String::new(),
-        labels: Labels::new(),
-        source: VolumeSource::Blank { size_bytes: MIB },
-        format: None,
-        datastore: None,
-    }
-}
-
-fn mode(server: &Server) -> Mode {
-    server.ok(server.client().cluster()).mode
 }
 
 fn zombies_of(parent: u32) -> Vec<u32> {
@@ -62,14 +46,14 @@ fn a_machine_runs_on_while_its_server_becomes_the_first_of_a_cluster() {
     let guest = server.create(&run);
     guest.start();
     guest.shell().run("echo before >/tmp/mark");
-    server.done(server.client().create::<Volume>(&volume("more")));
+    server.done(server.client().create::<Volume>(&volume("more", None)));
     server.cli(&["network", "create", "blue", "--subnet", "10.50.0.0/24"]).ok();
     let token = server.cli(&["token", "create", "ci"]).ok();
     let (before, qemu, blockd) = (things(server), guest.qemu_pid(), server.blockd_pid());
     let daemon = server.pid();
 
     cluster.form();
-    assert_eq!(mode(server), Mode::Cluster);
+    assert_eq!(server.mode(), Some(Mode::Cluster));
     assert_eq!(things(server), before);
     guest.wait_state(State::Running);
     assert_eq!((guest.qemu_pid(), server.blockd_pid(), server.pid()), (qemu, blockd, daemon));
@@ -90,7 +74,7 @@ fn a_machine_runs_on_while_its_server_becomes_the_first_of_a_cluster() {
     guest.start();
     guest.shell();
     server.restart();
-    assert_eq!(mode(server), Mode::Cluster);
+    assert_eq!(server.mode(), Some(Mode::Cluster));
     guest.wait_state(State::Running);
     guest.delete(true);
 }
@@ -117,7 +101,7 @@ fn dies_at(place: &str, expect: &Option<Mode>) {
     let set_up = |_, setup: basin_e2e::Setup| setup.arg("--engine=fake").env(FAULT, place);
     let cluster = Cluster::start_with(1, set_up);
     let server = &cluster.servers[0];
-    server.done(server.client().create::<Volume>(&volume("kept")));
+    server.done(server.client().create::<Volume>(&volume("kept", None)));
     server.cli(&["token", "create", "ci"]).ok();
     let before = things(server);
 
@@ -131,16 +115,16 @@ fn dies_at(place: &str, expect: &Option<Mode>) {
     server.set_up(|setup| setup.without_env(FAULT));
     server.boot();
     // Whatever was begun is finished or undone by now.
-    let found = mode(server);
-    let expect = expect.unwrap_or(Mode::Cluster);
+    let found = server.mode();
+    let expect = Some(expect.unwrap_or(Mode::Cluster));
     assert_eq!(found, expect, "{place}");
     assert_eq!(things(server), before, "{place}");
     // Both can be worked with.
-    server.done(server.client().create::<Volume>(&volume("later")));
-    if found == Mode::Single {
+    server.done(server.client().create::<Volume>(&volume("later", None)));
+    if found == Some(Mode::Single) {
         cluster.form();
     }
-    assert_eq!(mode(server), Mode::Cluster, "{place}");
+    assert_eq!(server.mode(), Some(Mode::Cluster), "{place}");
     assert_eq!(things(server).len(), before.len() + 1, "{place}");
     server.restart();
     assert_eq!(things(server).len(), before.len() + 1, "{place}");

@@ -3,21 +3,9 @@
 
 use basin_api::cluster::Mode;
 use basin_api::host::Host;
-use basin_api::reference::Labels;
-use basin_api::volume::{Volume, VolumeCreate, VolumeSource};
+use basin_api::volume::Volume;
+use basin_e2e::images::volume;
 use basin_e2e::{Cluster, Server, until};
-
-fn hosts(server: &Server) -> Vec<String> {
-    let list = server.ok(server.client().list::<Host>());
-    let mut names: Vec<String> = list.items.into_iter().map(|h| h.meta.name).collect();
-    names.sort();
-    names
-}
-
-fn token(server: &Server, more: &[&str]) -> String {
-    let create = [&["token", "create", "--join"], more].concat();
-    server.cli(&create).ok().trim().to_owned()
-}
 
 /// One server of the cluster, and those that want to join it.
 struct Door(Cluster);
@@ -36,16 +24,16 @@ impl Door {
     #[track_caller]
     fn refused_at(&self, n: usize, url: &str, token: &str, words: &[&str]) {
         let (server, address) = (&self.0.servers[n], self.0.address(n).to_string());
-        let before = hosts(self.first());
+        let before = self.first().host_names();
         let said = self.join(n, url, token, &address);
         assert_eq!(said.code, 1, "{}{}", said.stdout, said.stderr);
         for word in words {
             assert!(said.stderr.contains(word), "'{word}' is not in: {}", said.stderr);
         }
         assert!(said.stderr.contains("→"), "no advice: {}", said.stderr);
-        assert_eq!(server.ok(server.client().cluster()).mode, Mode::Single);
+        assert_eq!(server.mode(), Some(Mode::Single));
         assert!(!server.place.state_dir().join("cluster").exists());
-        assert_eq!(hosts(self.first()), before);
+        assert_eq!(self.first().host_names(), before);
     }
 
     #[track_caller]
@@ -68,15 +56,15 @@ fn a_server_without_a_good_token_or_clock_stays_out() {
         let setup = setup.arg("--engine=fake");
         if n == 1 { setup.clock() } else { setup }
     });
-    cluster.servers[0].cli(&["init", "--advertise", &cluster.address(0).to_string()]).ok();
+    cluster.init();
     let door = Door(cluster);
-    let good = token(door.first(), &[]);
+    let good = door.first().join_token(&[]);
 
     door.refused(1, "hello", &["not a join token", "basin token create --join"]);
     door.refused(1, &good[..good.len() - 1], &["copy it whole"]);
     door.refused(1, &forged(&good, 2), &["not one of this cluster's"]);
     door.refused(1, &forged(&good, 3), &["certificate authority of the join token"]);
-    let expired = token(door.first(), &["--expires-in", "1s"]);
+    let expired = door.first().join_token(&["--expires-in", "1s"]);
     std::thread::sleep(std::time::Duration::from_secs(2));
     door.refused(1, &expired, &["has expired on", "Make another one"]);
 
@@ -96,7 +84,7 @@ fn a_server_without_a_good_token_or_clock_stays_out() {
     // Nothing of all that has used the token up; one use does.
     let address = door.0.address(1).to_string();
     door.join(1, &door.0.url(0), &good, &address).ok();
-    until("both know both", || hosts(door.first()) == ["srv1", "srv2"]);
+    until("both know both", || door.first().host_names() == ["srv1", "srv2"]);
     door.refused(2, &good, &["has let in server 'srv2' already", "Make another one"]);
     let again = door.join(1, &door.0.url(0), &good, &address);
     assert!(again.stderr.contains("one of a cluster already"), "{}", again.stderr);
@@ -108,30 +96,22 @@ fn a_server_that_does_not_fit_stays_out_and_one_that_is_older_comes_in() {
         3 => setup.arg("--engine=fake-older"),
         _ => setup.arg("--engine=fake"),
     });
-    cluster.servers[0].cli(&["init", "--advertise", &cluster.address(0).to_string()]).ok();
+    cluster.init();
     let door = Door(cluster);
     let first = door.first();
 
     let twin = &door.0.servers[1];
     twin.cli(&["host", "rename", "srv2", "srv1"]).ok();
-    door.refused(1, &token(first, &[]), &["a server 'srv1' already", "--name"]);
+    door.refused(1, &first.join_token(&[]), &["a server 'srv1' already", "--name"]);
 
     let laden = &door.0.servers[2];
-    let volume = VolumeCreate {
-        name: "kept".to_owned(),
-        description: String::new(),
-        labels: Labels::new(),
-        source: VolumeSource::Blank { size_bytes: 1 << 20 },
-        format: None,
-        datastore: None,
-    };
-    laden.done(laden.client().create::<Volume>(&volume));
-    door.refused(2, &token(first, &[]), &["it has 1 volume,", "basin init"]);
+    laden.done(laden.client().create::<Volume>(&volume("kept", None)));
+    door.refused(2, &first.join_token(&[]), &["it has 1 volume,", "basin init"]);
     assert_eq!(laden.ok(laden.client().list::<Volume>()).items.len(), 1);
 
     // An older QEMU on an older CPU costs the others something, and that is said.
     let address = door.0.address(3).to_string();
-    door.join(3, &door.0.url(0), &token(first, &[]), &address).ok();
+    door.join(3, &door.0.url(0), &first.join_token(&[]), &address).ok();
     let said = |server: &Server| {
         let host = server.ok(server.client().get::<Host>("srv4"));
         let conditions = host.status.map(|s| s.conditions).unwrap_or_default();
@@ -145,5 +125,45 @@ fn a_server_that_does_not_fit_stays_out_and_one_that_is_older_comes_in() {
         let shown = server.cli(&["host", "show", "srv4"]).ok();
         assert!(shown.contains("sse4.2"), "{shown}");
     }
-    assert_eq!(hosts(first), ["srv1", "srv4"]);
+    assert_eq!(first.host_names(), ["srv1", "srv4"]);
 }
+
+#[test]
+fn a_daemon_that_dies_while_it_joins_is_out_or_in_and_joins_with_the_same_token() {
+    // Where it dies, and whether it is let in by then.
+    let places = [
+        ("join/answer/after", Mode::Single),
+        ("join/intent/after", Mode::Cluster),
+        ("cluster/enter/before", Mode::Cluster),
+        ("cluster/enter/after", Mode::Cluster),
+    ];
+    let set_up = |n: usize, setup: basin_e2e::Setup| {
+        let setup = setup.arg("--engine=fake");
+        if n == 0 { setup } else { setup.env(FAULT, places[n - 1].0) }
+    };
+    let cluster = Cluster::start_with(places.len() + 1, set_up);
+    cluster.init();
+    for (n, (place, expect)) in (1..).zip(places) {
+        let (server, token) = (&cluster.servers[n], cluster.servers[0].join_token(&[]));
+        let (url, address) = (cluster.url(0), cluster.address(n).to_string());
+        let mut join = server.basin(&["join", &url, "--token", &token, "--advertise", &address]);
+        let mut join = join.stderr(std::process::Stdio::null()).spawn().expect("run basin");
+        server.wait_dead();
+        let _ = join.kill();
+        join.wait().expect("wait for basin");
+        server.set_up(|setup| setup.without_env(FAULT));
+        server.boot();
+        assert_eq!(server.mode(), Some(expect), "{place}");
+        if expect == Mode::Single {
+            cluster.try_join(n, &token).ok();
+        }
+    }
+    for server in &cluster.servers {
+        until("each server is there, once", || {
+            server.host_names() == ["srv1", "srv2", "srv3", "srv4", "srv5"]
+        });
+    }
+    cluster.wait_members(0, 5);
+}
+
+const FAULT: &str = "BASIN_FAULT";
