@@ -18,7 +18,9 @@ const DATASTORES: &str = "datastores";
 pub fn leave(state_dir: &Path, now: Timestamp) -> io::Result<()> {
     let current = ClusterDir::current(state_dir).path();
     for name in [DATASTORES, HOST_ID] {
-        match std::fs::rename(state_dir.join(name), current.join(name)) {
+        let free = (1..).map(|n| if n == 1 { name.to_owned() } else { format!("{name}.{n}") });
+        let to = free.map(|name| current.join(name)).find(|to| name == HOST_ID || !to.exists());
+        match std::fs::rename(state_dir.join(name), to.unwrap_or_default()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }

@@ -11,26 +11,21 @@ use basin_controller::app::nodes;
 use basin_controller::cluster::leader::{self, Leadership};
 use basin_controller::cluster::voters::Voters;
 use basin_controller::cluster::{alive, duty};
-use basin_model::cluster::RemovedHost;
-use basin_model::host::Host;
+use basin_model::HostId;
 use basin_model::task::Problem;
-use basin_model::{HostId, keys};
 use basin_node::cluster::follow::Follower;
-use basin_node::cluster::{ClusterDir, KnownServer, leave, no_member};
-use basin_node::etcd;
+use basin_node::cluster::{ClusterDir, KnownServer};
 use basin_node::etcd::plan::Rules;
 use basin_node::pki::{Credentials, Sign, Subject, keep_renewed};
 use basin_node::remote::{Peers, RemoteNode};
 use basin_node::{Alone, LocalNode, NodeApi};
-use basin_store::{EtcdStore, Store, records};
-use jiff::Timestamp;
+use basin_store::EtcdStore;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::ServeArgs;
-use super::seat::ANSWER_FIRST;
+use super::leave::Leaver;
 use super::state::MemberParts;
 
 /// A server of a cluster, before it serves.
@@ -103,11 +98,14 @@ impl Member {
         let (subject, wanted) = watch::channel(subject(app, host, &credentials));
         tasks.spawn(follow_subject(app.clone(), host, credentials.clone(), subject, stop.clone()));
         let (dir, signer) = (parts.dir.tls(), Signer(app.clone()));
-        let renewing = keep_renewed(credentials, dir, wanted, signer, cert_trouble, stop.clone());
+        let renewing =
+            keep_renewed(credentials.clone(), dir, wanted, signer, cert_trouble, stop.clone());
         tasks.spawn(renewing);
         tasks.spawn(keep_revocations(app.clone(), parts.dir.clone(), stop.clone()));
         tasks.spawn(keep_servers(app.clone(), parts.dir.clone(), stop.clone()));
-        tasks.spawn(leave_when_removed(app.clone(), host, parts.dir.clone(), again, stop.clone()));
+        let leaver = Leaver { app: app.clone(), host, dir: parts.dir.clone(), again };
+        tasks.spawn(leaver.clone().when_removed(stop.clone()));
+        tasks.spawn(leaver.when_shut_out(store, credentials, stop.clone()));
         tasks.close();
         Duties(tasks)
     }
@@ -237,52 +235,4 @@ async fn keep_servers(app: Arc<App>, dir: ClusterDir, stop: CancellationToken) {
             changed = changes.changed() => if changed.is_err() { return },
         }
     }
-}
-
-async fn leave_when_removed(
-    app: Arc<App>,
-    host: HostId,
-    dir: ClusterDir,
-    again: Arc<Notify>,
-    stop: CancellationToken,
-) {
-    let mut changes = app.inventory().changes();
-    loop {
-        if app.inventory().read().removed_hosts.contains_key(&host) {
-            info!("this server was removed from its cluster");
-            // The next start may find no etcd that lets it in.
-            match dir.note_removed() {
-                Ok(()) => {
-                    // It may be the one that answers to whoever removed it.
-                    tokio::time::sleep(ANSWER_FIRST).await;
-                    again.notify_one();
-                    return;
-                }
-                Err(error) => warn!(%error, "cannot note that this server was removed"),
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-pub async fn was_removed(store: &dyn Store, host: HostId) -> anyhow::Result<bool> {
-    let removed = records::get::<RemovedHost>(store, &keys::removed_host(host)).await?;
-    let there = records::get::<Host>(store, &keys::host(host)).await?;
-    Ok(removed.is_some() && there.is_none())
-}
-
-/// Begins anew, alone.
-pub async fn leave(args: &ServeArgs, host: HostId) -> anyhow::Result<()> {
-    warn!("this server was removed from its cluster, and begins anew by itself");
-    let current = ClusterDir::current(&args.state_dir);
-    if let Some(config) = current.load()? {
-        let member = no_member(host, &config, &current);
-        etcd::end(&member).await.map_err(|e| anyhow::anyhow!("{}; {}", e.detail, e.advice))?;
-    }
-    leave::leave(&args.state_dir, Timestamp::now())
-        .context("cannot put the cluster's state aside")?;
-    Ok(())
 }

@@ -4,13 +4,15 @@
 //!
 //! - `args`: what it is told. `state`: where the store is, and what was left half done.
 //! - `engine`: what runs machines, networks and disks. `cluster`: what only a server
-//!   of a cluster has and does. `seat`: how it becomes one. `children`: those of before.
+//!   of a cluster has and does. `seat`: how it becomes one. `leave`: how it
+//!   stops being one. `children`: those of before.
 
 mod args;
 mod children;
 mod cluster;
 mod engine;
 mod identity;
+mod leave;
 mod seat;
 mod state;
 
@@ -95,11 +97,11 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
         () = signals.wait() => return Ok(End::Stop),
     };
     let Opened::Ready(store, member) = opened else {
-        return cluster::leave(args, host).await.map(|()| End::Again);
+        return leave::begin_anew(args, host).await.map(|()| End::Again);
     };
     records::check_schema(&*store).await?;
-    if cluster::was_removed(&*store, host).await? {
-        return cluster::leave(args, host).await.map(|()| End::Again);
+    if leave::was_removed(&*store, host).await? {
+        return leave::begin_anew(args, host).await.map(|()| End::Again);
     }
     bootstrap::ensure_host(&*store, host, &name).await?;
     let inventory = Inventory::open(store.clone()).await?;

@@ -26,7 +26,7 @@ use super::ServeArgs;
 /// How often a store that does not answer is spoken of.
 const SAY_EVERY: Duration = Duration::from_secs(15);
 /// How often other servers are asked why it does not.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+pub const ASK_EVERY: Duration = Duration::from_secs(5);
 
 pub enum Opened {
     /// The store, and what there is besides when it is a cluster's.
