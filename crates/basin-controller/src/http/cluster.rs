@@ -11,7 +11,7 @@ use basin_api::cluster::{
 use basin_api::reference::Reference;
 use basin_model::HostId;
 use basin_node::NodeError;
-use basin_node::cluster::wire::{JOIN_PATH, JoinAsk, REMOVED_PATH};
+use basin_node::cluster::wire::{JOIN_PATH, JoinAsk, LEADS_PATH, REMOVED_PATH};
 use basin_node::remote::refuse;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -80,7 +80,13 @@ pub fn joining(context: Context) -> axum::Router {
     axum::Router::new()
         .route(JOIN_PATH, axum::routing::post(admit))
         .route(&format!("{REMOVED_PATH}/{{host}}"), axum::routing::get(removed))
+        .route(LEADS_PATH, axum::routing::get(leads))
         .with_state(context)
+}
+
+/// Whoever is about to pass a change on asks first: it cannot be sent twice.
+async fn leads(State(context): State<Context>) -> Json<bool> {
+    Json(context.app.leadership.leads())
 }
 
 /// One that is not known is not removed: it may be newer than what is known here.

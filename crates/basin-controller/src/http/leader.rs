@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use basin_model::HostId;
 use basin_model::task::Problem;
 use basin_node::NodeError;
-use basin_node::remote::Peer;
+use basin_node::remote::{Peer, ask_whether_leads};
 use basin_store::Revision;
 
 use super::forward::{forward, forwarded_by};
@@ -26,6 +26,7 @@ pub const AGE: HeaderName = HeaderName::from_static("basin-state-age");
 
 /// A leader is found in this time, or there is none now.
 const LED_WITHIN: Duration = Duration::from_secs(8);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// The change was made; the server that was asked is to know of it when it answers.
 const SEEN_WITHIN: Duration = Duration::from_secs(3);
 
@@ -83,8 +84,8 @@ enum Leader {
     Other(Peer),
 }
 
-/// Who leads, once that is settled and it can be reached: one that died a moment ago is
-/// replaced soon. What is known until the time is over says why there is none.
+/// Who leads, once that is settled, it can be reached and says so itself: one that died a
+/// moment ago is replaced soon. What is known until the time is over says why there is none.
 async fn leader(context: &Context) -> Result<Leader, Problem> {
     let until = Instant::now() + LED_WITHIN;
     let mut changes = context.app.leadership.changes();
@@ -99,17 +100,23 @@ async fn leader(context: &Context) -> Result<Leader, Problem> {
         let why = match context.app.nodes().peer(host) {
             // An earlier daemon of this server's: its lease is about to end.
             _ if host == context.app.nodes().local() => problems::no_leader(),
-            Ok(peer) => match peer.reach().await {
-                Ok(()) => return Ok(Leader::Other(peer)),
+            Ok(peer) => match ask_whether_leads(&peer).await {
+                Ok(true) => return Ok(Leader::Other(peer)),
+                // An earlier release does not say, and is asked.
+                Err(NodeError(why)) if why.code == "host-too-old" => {
+                    return Ok(Leader::Other(peer));
+                }
+                // It led, before it was restarted; or is about to.
+                Ok(false) => problems::no_leader(),
                 Err(NodeError(why)) => why,
             },
             Err(_) => problems::no_leader(),
         };
-        let another = changes.wait_for(|lead| *lead != Lead::Other(host));
-        let wait = tokio::time::timeout_at(until.into(), another);
-        if !matches!(wait.await, Ok(Ok(_))) {
+        if Instant::now() >= until {
             return Err(why);
         }
+        let another = changes.wait_for(|lead| *lead != Lead::Other(host));
+        let _ = tokio::time::timeout(ASK_AGAIN, another).await;
     }
 }
 

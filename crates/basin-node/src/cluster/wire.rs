@@ -17,6 +17,9 @@ pub const JOIN_PATH: &str = "/internal/v1/join";
 /// certificate any more that it could show.
 pub const REMOVED_PATH: &str = "/internal/v1/removed";
 
+/// Whether it leads.
+pub const LEADS_PATH: &str = "/internal/v1/leads";
+
 /// Clocks that differ by more would make certificates and leases of one server
 /// expired or not yet valid on another.
 pub const CLOCKS_DIFFER_AT_MOST: std::time::Duration = std::time::Duration::from_secs(300);

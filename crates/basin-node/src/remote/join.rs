@@ -1,10 +1,11 @@
-//! What a server asks of a cluster that it does not belong to, or does no more.
+//! What a server asks of a cluster that it does not belong to, or does no more; and who
+//! leads.
 
 use super::call::encode;
 use super::full;
 use super::peer::Peer;
 use crate::NodeError;
-use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinAsk, REMOVED_PATH};
+use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinAsk, LEADS_PATH, REMOVED_PATH};
 use basin_model::HostId;
 use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -21,9 +22,18 @@ pub async fn ask_to_join(peer: &Peer, ask: &JoinAsk) -> Result<JoinAnswer, NodeE
 
 /// Whether the cluster has shut that server out.
 pub async fn ask_whether_removed(peer: &Peer, host: HostId) -> Result<bool, NodeError> {
+    yes_or_no(peer, &format!("{REMOVED_PATH}/{host}"), "removed").await
+}
+
+/// Whether that server leads, as it knows itself.
+pub async fn ask_whether_leads(peer: &Peer) -> Result<bool, NodeError> {
+    yes_or_no(peer, LEADS_PATH, "leads").await
+}
+
+async fn yes_or_no(peer: &Peer, path: &str, what: &str) -> Result<bool, NodeError> {
     let mut request = Request::new(full(""));
-    // An id is a word, so this is a path.
-    *request.uri_mut() = format!("{REMOVED_PATH}/{host}").parse().unwrap_or_default();
+    // Constants and ids are words, so this is a path.
+    *request.uri_mut() = path.parse().unwrap_or_default();
     let (response, noted) = peer.send_noting(request).await?;
-    peer.answer("removed", response, &noted).await
+    peer.answer(what, response, &noted).await
 }

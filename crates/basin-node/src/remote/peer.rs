@@ -124,12 +124,6 @@ impl Peer {
         &self.server
     }
 
-    /// Connects, where there is no connection: what is sent after that is not sent into
-    /// the void, unless the server ends at this moment.
-    pub async fn reach(&self) -> Result<(), NodeError> {
-        self.open().await.map(drop).map_err(|e| unreachable(&self.server, &e))
-    }
-
     /// Sends a request; answers when the answer begins. The URI's path is enough.
     pub async fn send(&self, request: Request<PeerBody>) -> Result<Response<Incoming>, NodeError> {
         self.send_noting(request).await.map(|(response, _)| response)
