@@ -16,6 +16,7 @@ mod join;
 mod listen;
 mod long;
 mod methods;
+mod moves;
 mod node;
 mod peer;
 mod router;
