@@ -5,6 +5,57 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, TokenId};
 
+/// The cluster itself. There is none while a server is alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// Tells clusters apart: a server never mixes the state of two.
+    pub id: uuid::Uuid,
+    pub formed_at: Timestamp,
+    /// Where etcd is that Basin does not run; none: it runs its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_etcd: Option<ExternalEtcd>,
+}
+
+/// An etcd that Basin only uses.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalEtcd {
+    pub endpoints: Vec<String>,
+    /// PEM; absent where it is reached without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Certificate and key as PEM, where etcd asks its clients for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<(String, String)>,
+}
+
+impl std::fmt::Debug for ExternalEtcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExternalEtcd").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+/// A server that is to run a member of the cluster's etcd. The server starts it when
+/// the record appears, and deletes what it holds when the record goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreMember {
+    pub host: HostId,
+    pub client_url: String,
+    pub peer_url: String,
+    /// The members it joins, as `(name, peer URL)`; none for the very first.
+    pub others: Vec<(String, String)>,
+    pub since: Timestamp,
+}
+
+/// A server's certificate that the cluster's CA signed. Those of a removed server
+/// are on the list of revoked ones until they expire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    pub host: HostId,
+    /// Serial number, in hex.
+    pub serial: String,
+    pub expires_at: Timestamp,
+}
+
 /// The server whose controller decides. The record stands under that server's lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {

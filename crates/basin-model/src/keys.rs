@@ -27,10 +27,12 @@ pub enum Kind {
     Alive,
     JoinToken,
     RemovedHost,
+    StoreMember,
+    Issued,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Vm,
         Kind::VmStatus,
         Kind::Volume,
@@ -45,6 +47,8 @@ impl Kind {
         Kind::Alive,
         Kind::JoinToken,
         Kind::RemovedHost,
+        Kind::StoreMember,
+        Kind::Issued,
     ];
 
     const fn word(self) -> &'static str {
@@ -63,6 +67,8 @@ impl Kind {
             Kind::Alive => "alive",
             Kind::JoinToken => "join-token",
             Kind::RemovedHost => "removed-host",
+            Kind::StoreMember => "store-member",
+            Kind::Issued => "issued",
         }
     }
 
@@ -129,6 +135,21 @@ pub fn join_token(id: TokenId) -> String {
 }
 pub fn removed_host(id: HostId) -> String {
     Kind::RemovedHost.key(id)
+}
+
+/// The server that is to run a member of etcd.
+pub fn store_member(id: HostId) -> String {
+    Kind::StoreMember.key(id)
+}
+
+/// A certificate that was signed, by its serial number in hex.
+pub fn issued(serial: &str) -> String {
+    Kind::Issued.key(serial)
+}
+
+/// The cluster's own record.
+pub fn cluster() -> String {
+    format!("{ROOT}cluster")
 }
 
 /// Who leads, under that server's lease.

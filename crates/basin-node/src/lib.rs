@@ -5,11 +5,13 @@
 
 mod api;
 mod blockd;
+pub mod cluster;
 mod config;
 mod console;
 mod datastores;
 mod disks;
 pub mod doctor;
+pub mod etcd;
 mod files;
 mod host;
 mod images;
@@ -17,6 +19,7 @@ mod lockfile;
 mod networks;
 mod node;
 mod peers;
+mod pidfd;
 pub mod pki;
 mod problem;
 pub mod remote;

@@ -1,6 +1,6 @@
 //! A server's node: puts the parts together, and is what the controller calls.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub struct LocalNode {
     pub(crate) consoles: Consoles,
     pub(crate) meter: Meter,
     pub(crate) status: watch::Sender<HostStatus>,
+    /// What others find wrong here, by what it is about.
+    troubles: watch::Sender<BTreeMap<&'static str, Problem>>,
     blockd: Option<Supervisor>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -138,6 +140,7 @@ impl LocalNode {
             consoles: Consoles::default(),
             meter: Meter::default(),
             status: watch::channel(status).0,
+            troubles: watch::Sender::default(),
             blockd,
             stop,
             tasks,
@@ -160,6 +163,28 @@ impl LocalNode {
         drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
+    /// Shows what somebody else finds wrong here among the server's conditions.
+    pub fn watch_trouble(
+        self: &Arc<Self>,
+        subject: &'static str,
+        mut trouble: watch::Receiver<Option<Problem>>,
+    ) {
+        let node = self.clone();
+        self.tasks.spawn(async move {
+            loop {
+                let now = trouble.borrow_and_update().clone();
+                node.troubles.send_modify(|all| match now {
+                    Some(problem) => drop(all.insert(subject, problem)),
+                    None => drop(all.remove(subject)),
+                });
+                tokio::select! {
+                    () = node.stop.cancelled() => return,
+                    changed = trouble.changed() => if changed.is_err() { return },
+                }
+            }
+        });
+    }
+
     /// The host's status with the conditions of this moment.
     fn look(&self) -> HostStatus {
         let about = |subject: &str, problem: Option<Problem>| {
@@ -169,6 +194,9 @@ impl LocalNode {
         conditions.extend(about("networks", self.parts.networks.problem()));
         let overlay_mtu = self.parts.networks.overlay_mtu();
         conditions.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
+        let troubles = self.troubles.borrow();
+        conditions.extend(troubles.iter().filter_map(|(s, p)| about(s, Some(p.clone()))));
+        drop(troubles);
         self.status.send_modify(|status| {
             status.conditions = conditions;
             status.shared_datastores = shared_datastores;
@@ -199,6 +227,7 @@ impl LocalNode {
     async fn report(self: Arc<Self>, mut written: Option<HostStatus>) {
         let mut networks = self.parts.networks.changes();
         let mut datastores = self.datastores.changes();
+        let mut troubles = self.troubles.subscribe();
         let mut blockd = self.blockd.as_ref().map(Supervisor::changes);
         loop {
             let done = self.write_status(&mut written).await;
@@ -219,6 +248,7 @@ impl LocalNode {
                 () = self.stop.cancelled() => return,
                 Ok(()) = networks.changed() => {}
                 Ok(()) = datastores.changed() => {}
+                Ok(()) = troubles.changed() => {}
                 () = blockd => {}
                 () = timer => {}
                 else => return,

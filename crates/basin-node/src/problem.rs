@@ -172,6 +172,14 @@ impl Explain for DiskError {
             Some(ErrorCode::Io) => {
                 ("disk-io", "look at the server's disks and kernel log (dmesg); then try again")
             }
+            Some(ErrorCode::Late) => (
+                "disk-late",
+                "look at the VM that still uses the disk, and at the datastore's speed",
+            ),
+            Some(ErrorCode::MirrorFailed) => (
+                "mirror-failed",
+                "look at the network and at the target server; then move the disk again",
+            ),
         };
         problem(code, self.message.clone(), advice)
     }
@@ -179,7 +187,7 @@ impl Explain for DiskError {
     fn tries(&self) -> u32 {
         match self.code {
             Some(ErrorCode::Corrupt | ErrorCode::Fenced | ErrorCode::Invalid) => ONCE,
-            Some(ErrorCode::Locked) => A_FEW_TIMES,
+            Some(ErrorCode::Locked | ErrorCode::Late | ErrorCode::MirrorFailed) => A_FEW_TIMES,
             None | Some(ErrorCode::NotFound | ErrorCode::Io) => OFTEN,
         }
     }

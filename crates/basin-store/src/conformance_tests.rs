@@ -47,3 +47,26 @@ mod sqlite {
 
     crate::conformance!(fresh);
 }
+
+mod etcd {
+    use super::*;
+    use crate::etcd_server::Cluster;
+
+    /// Each case has an etcd of its own: they compact.
+    async fn fresh() -> Subject {
+        let cluster = Cluster::start(1).await;
+        let store = Arc::new(cluster.patient_store());
+        let compacted = Arc::clone(&store);
+        Subject {
+            store,
+            prefix: "/test/".to_owned(),
+            compact: Box::new(move |revision| {
+                let store = Arc::clone(&compacted);
+                async move { store.compact(revision).await.expect("etcd compacts") }.boxed()
+            }),
+            keep: Box::new(cluster),
+        }
+    }
+
+    crate::conformance!(fresh);
+}

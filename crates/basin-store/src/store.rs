@@ -125,7 +125,7 @@ impl Op {
         }
     }
 
-    fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         match self {
             Op::Put { key, value, .. } => key.len() + value.len(),
             Op::Delete { key } => key.len(),

@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod baseline;
 pub mod bootstrap;
+pub mod cluster;
 pub mod datastores;
 pub mod hosts;
 pub mod images;
@@ -36,6 +37,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::cluster::leader::Leadership;
+use crate::cluster::seat::{Seat, Seatless};
 use crate::intake::Mint;
 use crate::workflow::{StartError, Workflow, Workflows};
 use inventory::{Inventory, Snapshot};
@@ -57,17 +59,23 @@ pub struct App {
     pub services: Arc<Services>,
     pub workflows: Workflows<Services>,
     pub leadership: Leadership,
+    pub seat: Arc<dyn Seat>,
 }
 
 impl App {
     /// That of a single server.
     pub fn new(services: Arc<Services>, workflows: Workflows<Services>) -> App {
-        App { services, workflows, leadership: Leadership::alone() }
+        App { services, workflows, leadership: Leadership::alone(), seat: Arc::new(Seatless) }
     }
 
     /// That of a server of several.
     pub fn led(self, leadership: Leadership) -> App {
         App { leadership, ..self }
+    }
+
+    /// That of a daemon.
+    pub fn seated(self, seat: Arc<dyn Seat>) -> App {
+        App { seat, ..self }
     }
 
     pub fn store(&self) -> &dyn Store {

@@ -128,7 +128,7 @@ impl Nodes {
 }
 
 /// Where the record says that the server is.
-fn address(host: &Host) -> Result<PeerAddress, Problem> {
+pub fn address(host: &Host) -> Result<PeerAddress, Problem> {
     let name = host.meta.name.to_string();
     let address = host.address.ok_or_else(|| problems::no_address(&name))?;
     let address = SocketAddr::new(address, host.api_port.unwrap_or(API_PORT));

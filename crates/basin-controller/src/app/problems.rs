@@ -48,6 +48,8 @@ pub fn status(code: &str) -> (u16, &'static str) {
             (503, "The server is not ready for this")
         }
         "no-space" => (507, "Not enough space"),
+        "join-refused" => (409, "The server is not let in"),
+        "no-cluster" => (409, "Not in this state"),
         "no-leader" => (503, "No server leads the cluster"),
         "store-unavailable" => (503, "The state store is not available"),
         "host-unreachable" | "host-untrusted" | "host-garbled" | "host-too-old" => {
@@ -209,6 +211,18 @@ pub fn store_unavailable(why: impl Display) -> Problem {
     )
 }
 
+pub fn join_refused(why: impl Display, advice: &str) -> Problem {
+    problem("join-refused", format!("The server is not let in: {why}."), advice)
+}
+
+pub fn no_cluster() -> Problem {
+    problem(
+        "no-cluster",
+        "This server belongs to no cluster.",
+        "Form one with 'basin init', or join one with 'basin join URL --token TOKEN'.",
+    )
+}
+
 pub fn no_leader() -> Problem {
     problem(
         "no-leader",
@@ -287,6 +301,8 @@ mod tests {
             no_space("d", 1, 2, 200),
             store_unavailable("x"),
             no_leader(),
+            join_refused("x", "y"),
+            no_cluster(),
             timeout("x"),
             cancelled(),
             silent("s", Duration::from_secs(1)),

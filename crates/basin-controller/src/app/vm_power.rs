@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use basin_model::host::QemuInfo;
+use basin_model::host::{Host, QemuInfo};
 use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, Task};
 use basin_model::vm::{Phase, Placement, Power, PowerOff, Vm, VmStatus};
@@ -170,6 +170,11 @@ pub fn demand(vm: &Vm, when: When, snapshot: &Snapshot) -> Demand {
     Demand { vcpus: vm.spec.vcpus, memory: vm.spec.memory, cut_off }
 }
 
+/// A server of a cluster whose daemon does not run, or does not reach the store.
+pub fn is_silent(host: &Host, snapshot: &Snapshot) -> bool {
+    host.address.is_some() && !snapshot.alive.contains_key(&host.id)
+}
+
 /// The servers with what is committed there, some VMs left out of the account.
 pub fn candidates(snapshot: &Snapshot, leave_out: impl Fn(VmId) -> bool) -> Vec<Candidate> {
     let hosts = snapshot.hosts.values().map(|h| &h.value);
@@ -185,8 +190,11 @@ pub fn candidates(snapshot: &Snapshot, leave_out: impl Fn(VmId) -> bool) -> Vec<
                 .map(|vm| committed_memory(vm, emulated))
                 .sum();
             let unusable = match &status.qemu {
-                QemuInfo::Usable { .. } => None,
                 QemuInfo::Unusable { reason } => Some(reason.clone()),
+                QemuInfo::Usable { .. } if is_silent(host, snapshot) => {
+                    Some("it does not answer".to_owned())
+                }
+                QemuInfo::Usable { .. } => None,
             };
             let name = host.meta.name.to_string();
             let capacity = status.capacity;

@@ -4,5 +4,7 @@ pub mod alive;
 pub mod duty;
 pub mod leader;
 mod lease;
+pub mod seat;
 #[cfg(test)]
 mod tests;
+pub mod voters;

@@ -2,21 +2,28 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use basin_api::Problem;
+use basin_api::cluster::DrainRequest;
 use basin_api::host::Host;
 use basin_api::reference::{List, MetaPatch};
+use basin_model::HostId;
+use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::{Administer, Allow, View};
 use super::convert;
 use super::etag::{IfMatch, Tagged};
-use super::extract::{Answer, Body};
+use super::extract::{Answer, Body, Params};
 use super::{ApiError, Context};
 use crate::app::baseline;
 
 pub fn routes() -> OpenApiRouter<Context> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show, patch))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(show, patch, remove))
+        .routes(routes!(drain, undrain))
 }
 
 /// All servers.
@@ -73,4 +80,60 @@ async fn patch(
     let record = snapshot.host(&id.to_string())?;
     let host = convert::host::host(record, &snapshot, &baseline::of(&snapshot));
     Ok(Tagged(host, record.revision.0))
+}
+
+/// Empties a server of running VMs, and keeps it empty: it is `draining`, then `drained`.
+#[utoipa::path(post, path = "/v1/hosts/{host}/drain", tag = "hosts", request_body = DrainRequest,
+    params(("host" = String, Path, description = "name or id")),
+    responses((status = 202, body = Host), (status = "default", body = Problem)))]
+async fn drain(
+    _: Allow<Administer>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+    Body(how): Body<DrainRequest>,
+) -> Result<(StatusCode, Json<Host>), ApiError> {
+    let id = context.app.drain_host(&reference, &how).await?;
+    Ok((StatusCode::ACCEPTED, Json(one(&context, id)?)))
+}
+
+/// Ends the maintenance: the server takes VMs again.
+#[utoipa::path(delete, path = "/v1/hosts/{host}/drain", tag = "hosts",
+    params(("host" = String, Path, description = "name or id")),
+    responses((status = 200, body = Host), (status = "default", body = Problem)))]
+async fn undrain(
+    _: Allow<Administer>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+) -> Answer<Host> {
+    let id = context.app.undrain_host(&reference).await?;
+    Ok(Json(one(&context, id)?))
+}
+
+/// What to do with a server that does not answer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Removal {
+    #[serde(default)]
+    dead: bool,
+}
+
+/// Shuts a server out of the cluster for good. It must be empty, unless it is `dead`.
+#[utoipa::path(delete, path = "/v1/hosts/{host}", tag = "hosts",
+    params(("host" = String, Path, description = "name or id"),
+           ("dead" = Option<bool>, Query, description = "it never comes back: whatever was on it is given up")),
+    responses((status = 204), (status = "default", body = Problem)))]
+async fn remove(
+    _: Allow<Administer>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+    Params(removal): Params<Removal>,
+) -> Result<StatusCode, ApiError> {
+    context.app.remove_host(&reference, removal.dead).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn one(context: &Context, id: HostId) -> Result<Host, ApiError> {
+    let snapshot = context.app.inventory().read();
+    let record = snapshot.host(&id.to_string())?;
+    Ok(convert::host::host(record, &snapshot, &baseline::of(&snapshot)))
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+    RevokedCertParams, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -116,11 +117,51 @@ impl ClusterCa {
         let signed = params.signed_by(&request.public_key, &issuer).map_err(|e| unmade(what, e))?;
         Ok(pem("CERTIFICATE", signed.der()) + &self.certificate_pem())
     }
+
+    /// The list of certificates that are worth nothing any more, as PEM. `number`
+    /// grows from list to list.
+    pub fn revocations(
+        &self,
+        revoked: &[Revoked],
+        number: u64,
+        now: Timestamp,
+    ) -> Result<String, PkiError> {
+        let what = "a list of revoked certificates";
+        let moment = |at| rcgen::date_time_ymd(1970, 1, 1) + since_epoch(at);
+        let revoked_certs = revoked.iter().map(|revoked| RevokedCertParams {
+            serial_number: SerialNumber::from(revoked.serial.clone()),
+            revocation_time: moment(revoked.at),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: moment(now - BACKDATED),
+            next_update: moment(self.facts.not_after),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key);
+        let issuer = issuer.map_err(|e| unmade(what, e))?;
+        let list = list.signed_by(&issuer).map_err(|e| unmade(what, e))?;
+        Ok(pem("X509 CRL", list.der()))
+    }
+}
+
+/// A certificate that is worth nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    pub serial: Vec<u8>,
+    pub at: Timestamp,
+}
+
+fn since_epoch(at: Timestamp) -> Duration {
+    Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0))
 }
 
 fn set_life(params: &mut CertificateParams, from: Timestamp, to: Timestamp) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    let since = |at: Timestamp| Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0));
-    params.not_before = epoch + since(from);
-    params.not_after = epoch + since(to);
+    params.not_before = epoch + since_epoch(from);
+    params.not_after = epoch + since_epoch(to);
 }

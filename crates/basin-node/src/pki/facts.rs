@@ -23,6 +23,8 @@ pub struct Facts {
     pub not_after: Timestamp,
     pub is_ca: bool,
     pub fingerprint: Fingerprint,
+    /// Serial number, in hex.
+    pub serial: String,
 }
 
 /// The id as it stands in a certificate.
@@ -33,6 +35,15 @@ pub fn host_uri(host: HostId) -> String {
 /// The id in a URI; None for a URI that is about something else.
 pub fn host_of_uri(uri: &str) -> Option<HostId> {
     uri.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// Reads the first certificate of a chain in PEM.
+pub fn facts_of_chain(pem: &str) -> Result<Facts, PkiError> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes())
+        .map_err(|e| PkiError::unreadable("the certificate", format!("{e:?}")))?;
+    facts(&der)
 }
 
 /// Reads a certificate. Says nothing about whether it is to be trusted.
@@ -65,5 +76,6 @@ pub fn facts(der: &[u8]) -> Result<Facts, PkiError> {
         not_after: time(x509.validity().not_after)?,
         is_ca: x509.is_ca(),
         fingerprint: Fingerprint::of(der),
+        serial: x509.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
     })
 }

@@ -13,13 +13,13 @@ use super::bundle::pem;
 use super::{Bundle, Material, PkiError};
 use crate::files;
 
-/// `STATE/cluster/tls`.
+/// `tls` in the directory of what makes a server one of a cluster.
 #[derive(Debug, Clone)]
 pub struct TlsDir(PathBuf);
 
 impl TlsDir {
-    pub fn new(state_dir: &Path) -> TlsDir {
-        TlsDir(state_dir.join("cluster").join("tls"))
+    pub fn at(dir: PathBuf) -> TlsDir {
+        TlsDir(dir)
     }
 
     /// Key and chain in one file; other programs take it for either.

@@ -22,10 +22,10 @@ mod verify;
 mod tests;
 
 pub use bundle::Bundle;
-pub use ca::ClusterCa;
+pub use ca::{ClusterCa, Revoked};
 pub use credentials::{Admit, Credentials, fixed_server, pinned_client};
 pub use distrust::{Distrust, Spoken, spoken};
-pub use facts::{Facts, PeerIdentity, facts};
+pub use facts::{Facts, PeerIdentity, facts, facts_of_chain};
 pub use files::TlsDir;
 pub use fingerprint::Fingerprint;
 pub use keep::{Sign, keep_renewed};

@@ -124,7 +124,7 @@ fn a_request_must_be_signed_by_a_good_key_of_its_own() {
 #[test]
 fn files_are_roots_alone_and_come_back_as_they_were() {
     let state = tempfile::tempdir().unwrap();
-    let dir = TlsDir::new(state.path());
+    let dir = TlsDir::at(state.path().join("tls"));
     assert!(dir.load().unwrap().is_none());
     let ca = ClusterCa::create("prod", now()).unwrap();
     let subject = subject("192.0.2.7");

@@ -139,7 +139,8 @@ pub(super) fn malformed(error: &serde_json::Error) -> Response {
     refuse_with(StatusCode::BAD_REQUEST, "malformed", detail, advice)
 }
 
-pub(super) fn refuse(error: NodeError) -> Response {
+/// A refusal, as the asking end reads it.
+pub fn refuse(error: NodeError) -> Response {
     (StatusCode::UNPROCESSABLE_ENTITY, Json(Refusal { error: error.0 })).into_response()
 }
 

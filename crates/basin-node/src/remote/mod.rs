@@ -12,6 +12,7 @@ mod connect;
 mod console;
 mod image;
 mod io;
+mod join;
 mod listen;
 mod long;
 mod methods;
@@ -23,6 +24,8 @@ mod turns;
 mod upload;
 
 pub use body::{PeerBody, full};
+pub use call::refuse;
+pub use join::ask_to_join;
 pub use listen::{Tls, serve};
 pub use node::RemoteNode;
 pub use peer::{Peer, PeerAddress, Peers};

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use basin_blockd::control::{Export, Layer};
+use basin_blockd::control::{Export, Held, Layer};
 use basin_model::image::ImageKind;
 use basin_model::vm::{Boot, CpuModel, Placement, Vm};
 use basin_model::{Generation, NicId, VmId};
@@ -163,6 +163,7 @@ impl Parts {
                 read_only: disk.read_only,
                 serial: disk.serial.clone(),
                 queues,
+                held: Held::Always,
             });
         }
         let file = async |id, kind| Ok(chain::image_file(store, images, id, kind).await?.path);

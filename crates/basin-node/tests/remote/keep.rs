@@ -41,7 +41,7 @@ struct Kept {
 fn keep(cluster: &Cluster, days: i64, signer: Signer) -> Kept {
     let subject = subject("a");
     let state = tempfile::tempdir().unwrap();
-    let dir = TlsDir::new(state.path());
+    let dir = TlsDir::at(state.path().join("tls"));
     let (key, csr) = basin_node::pki::request(&subject).unwrap();
     let then = Timestamp::now() - SignedDuration::from_hours(24 * days);
     let chain = cluster.ca.sign(&csr, &subject, then).unwrap();

@@ -64,6 +64,11 @@ impl Cgroups {
         MachineCgroup { dirs }
     }
 
+    /// The group of a process that serves the whole server, which need not exist.
+    pub fn service(&self, name: &str) -> MachineCgroup {
+        MachineCgroup { dirs: self.roots.iter().map(|root| root.join(name)).collect() }
+    }
+
     /// Machines that have a group.
     pub fn list(&self) -> io::Result<Vec<VmId>> {
         let mut vms = Vec::new();

@@ -101,7 +101,7 @@ fn server(vm: &MovingVm, source: &Site, target: &Site, found: &mut Vec<Obstacle>
 
 /// At most one release apart: what servers of a cluster may be while it is upgraded.
 /// What is no version is let pass.
-fn adjacent(one: &str, other: &str) -> bool {
+pub fn adjacent(one: &str, other: &str) -> bool {
     let release = |version: &str| {
         let mut numbers = version.split('.').map(|n| n.parse::<u32>().ok());
         Some((numbers.next()??, numbers.next()??))

@@ -67,6 +67,10 @@ impl Layout {
     pub fn volume(&self, volume: VolumeId, format: VolumeFormat) -> PathBuf {
         self.volumes().join(format!("{volume}.{}", extension(format)))
     }
+    /// What blockd notes beside a volume's file: the generation that wrote to it last.
+    pub fn generation(&self, volume: VolumeId, format: VolumeFormat) -> PathBuf {
+        self.volumes().join(format!("{volume}.{}.generation", extension(format)))
+    }
     pub fn upload(&self, upload: UploadId) -> PathBuf {
         self.incoming().join(format!("{UPLOAD}{}", upload.0))
     }

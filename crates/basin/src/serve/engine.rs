@@ -7,7 +7,7 @@ use basin_model::hardware::HardwareFacts;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::{Fabric, Instance, LinuxFabric, NetConfig};
-use basin_node::{Alone, BlockdLauncher, BlockdMode, FakeDisks, NodeConfig};
+use basin_node::{BlockdLauncher, BlockdMode, FakeDisks, NodeConfig, Peers};
 use basin_qemu::Engine;
 use basin_qemu::fake::FakeWorld;
 use basin_qemu::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
@@ -21,14 +21,14 @@ pub struct Parts {
     pub fabric: Arc<dyn Fabric>,
 }
 
-pub async fn open(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
+pub async fn open(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
     match args.engine {
-        EngineArg::Qemu => real(args, host).await,
-        EngineArg::Fake => fake(args, host),
+        EngineArg::Qemu => real(args, host, peers).await,
+        EngineArg::Fake => fake(args, host, peers),
     }
 }
 
-async fn real(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
+async fn real(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
     let mut config = QemuConfig::new(args.state_dir.clone(), args.run_dir.clone(), &args.cgroup);
     config.binary = args.qemu.clone();
     config.accelerator = match args.accelerator {
@@ -52,15 +52,15 @@ async fn real(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     if let QemuInfo::Unusable { reason } = &qemu {
         tracing::warn!("this server cannot run VMs: {reason}");
     }
-    let node = node(args, host, BlockdMode::Process(launcher), qemu, kvm, hardware);
+    let node = node(args, host, peers, BlockdMode::Process(launcher), qemu, kvm, hardware);
     Ok(Parts { node, engine: Arc::new(engine), fabric: Arc::new(fabric) })
 }
 
-fn fake(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
+fn fake(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
     let disks = BlockdMode::Given(Arc::new(FakeDisks::default()));
     let qemu = QemuInfo::Usable { path: "fake".to_owned(), version: "0".to_owned() };
     let kvm = KvmVerdict { usable: false, reason: "the fake engine needs none".to_owned() };
-    let node = node(args, host, disks, qemu, kvm, Some(basin_qemu::fake::hardware_facts()));
+    let node = node(args, host, peers, disks, qemu, kvm, Some(basin_qemu::fake::hardware_facts()));
     let engine = FakeWorld::with_dir(args.state_dir.join("fake")).engine();
     Ok(Parts {
         node,
@@ -72,6 +72,7 @@ fn fake(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
 fn node(
     args: &ServeArgs,
     host: HostId,
+    peers: Arc<dyn Peers>,
     blockd: BlockdMode,
     qemu: QemuInfo,
     kvm: KvmVerdict,
@@ -85,7 +86,7 @@ fn node(
         blockd,
         qemu,
         kvm,
-        peers: Arc::new(Alone),
+        peers,
         image_cache: None,
         hardware,
     }

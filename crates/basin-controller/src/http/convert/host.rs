@@ -1,7 +1,8 @@
 //! Servers.
 
-use basin_api::host::{Committed, Condition, Host, HostStatus};
+use basin_api::host::{Committed, Condition, Host, HostState, HostStatus};
 use basin_model::host as model;
+use basin_model::vm::Vm;
 use basin_model::{Bytes, HostId};
 use basin_sched::baseline::Baseline;
 use basin_store::records::Versioned;
@@ -9,6 +10,7 @@ use basin_store::records::Versioned;
 use super::meta;
 use crate::app::baseline;
 use crate::app::inventory::Snapshot;
+use crate::app::vm_power::is_silent;
 use crate::app::vms::committed_memory;
 use crate::intake::vm_patch::is_stopped;
 
@@ -20,6 +22,26 @@ pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot, baselines: &[B
         meta: meta(host.id, &host.meta, record.revision),
         status: found.map(|s| status(&s.value, baseline::condition(&host.meta.name, baselines))),
         committed: committed(host.id, snapshot),
+        state: state(host, snapshot),
+        address: host.address.map(|address| address.to_string()),
+        leads: snapshot.leader.as_ref().is_some_and(|l| l.host == host.id),
+        keeps_state: snapshot.store_members.contains_key(&host.id),
+        draining_since: host.drain.map(|drain| drain.since.to_string()),
+        stuck: Vec::new(),
+    }
+}
+
+fn state(host: &model::Host, snapshot: &Snapshot) -> HostState {
+    let mut there = snapshot.vms.values().map(|vm| &vm.value);
+    match host.drain {
+        _ if is_silent(host, snapshot) => HostState::Unreachable,
+        None => HostState::Ready,
+        Some(_) => {
+            let runs = |vm: &Vm| {
+                vm.placement.is_some_and(|p| p.host == host.id) && !is_stopped(vm, snapshot)
+            };
+            if there.any(runs) { HostState::Draining } else { HostState::Drained }
+        }
     }
 }
 

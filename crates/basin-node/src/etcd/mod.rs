@@ -1,0 +1,15 @@
+//! etcd on this server: a member of the cluster's store, as a process that Basin keeps.
+//!
+//! - `config`: how it is set up (pure). `process`: started, found again, ended.
+//! - `member`: keeps it running. `restore`: begins a cluster from a backup.
+//! - [`plan`]: which servers should have one (pure).
+
+mod config;
+mod member;
+pub mod plan;
+mod process;
+mod restore;
+
+pub use config::{Beginning, MemberConfig, MemberTls, Peer};
+pub use member::{EtcdMember, MemberState};
+pub use restore::restore;
