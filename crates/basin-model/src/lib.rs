@@ -30,4 +30,4 @@ pub mod volume;
 pub use ids::{DatastoreId, HostId, ImageId, NetworkId, NicId, TaskId, TokenId, VmId, VolumeId};
 pub use meta::Meta;
 pub use name::{Labels, Name};
-pub use units::{Bytes, Generation, MacAddr, Vcpus};
+pub use units::{Bytes, BytesPerSecond, Generation, MacAddr, Vcpus};

@@ -15,6 +15,7 @@ mod firmware;
 mod images;
 mod launch;
 mod machine;
+mod migrate;
 mod paths;
 mod process;
 mod qmp;
@@ -31,9 +32,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use basin_model::VmId;
 use basin_model::hardware::HardwareFacts;
+use basin_model::hardware::MachineVersion;
 use basin_model::host::{KvmVerdict, QemuInfo};
 
 use crate::engine::{Adopted, BootSpec, Engine, EngineError, Machine, MachineSpec};
+use crate::migrate::{Incoming, MigrationSupport};
 use crate::probe;
 pub use binary::inspect;
 use cgroup::Cgroups;
@@ -105,6 +108,7 @@ struct Inner {
     uids: Uids,
     images: Images,
     machines: Mutex<Machines>,
+    support: tokio::sync::OnceCell<MigrationSupport>,
 }
 
 #[derive(Default)]
@@ -195,6 +199,7 @@ impl Inner {
             uids,
             images: Images::default(),
             machines: Mutex::default(),
+            support: tokio::sync::OnceCell::new(),
             config,
         })
     }
@@ -210,6 +215,18 @@ impl Inner {
     fn program(&self) -> Result<&Path, EngineError> {
         match &self.info {
             QemuInfo::Usable { path, .. } => Ok(Path::new(path)),
+            QemuInfo::Unusable { reason } => Err(EngineError::Unusable(reason.clone())),
+        }
+    }
+
+    /// The newest machine that the QEMU here has.
+    fn machine_version(&self) -> Result<MachineVersion, EngineError> {
+        self.version()?.parse().map_err(|e| EngineError::Unusable(format!("{e}")))
+    }
+
+    fn version(&self) -> Result<&str, EngineError> {
+        match &self.info {
+            QemuInfo::Usable { version, .. } => Ok(version),
             QemuInfo::Unusable { reason } => Err(EngineError::Unusable(reason.clone())),
         }
     }
@@ -247,7 +264,28 @@ impl Engine for QemuEngine {
         spec: &MachineSpec,
         taps: Vec<OwnedFd>,
     ) -> Result<Arc<dyn Machine>, EngineError> {
-        launch::launch(self.inner.clone(), spec.clone(), taps).await
+        launch::launch(self.inner.clone(), spec.clone(), taps, None).await
+    }
+
+    async fn launch_incoming(
+        &self,
+        spec: &MachineSpec,
+        taps: Vec<OwnedFd>,
+        incoming: &Incoming,
+    ) -> Result<Arc<dyn Machine>, EngineError> {
+        let reasons = self.migration_support().await?.refuse(&incoming.hardware);
+        if !reasons.is_empty() {
+            return Err(EngineError::Start(reasons.join("; ")));
+        }
+        if incoming.channel.postcopy {
+            migrate::permit_postcopy()?;
+        }
+        launch::launch(self.inner.clone(), spec.clone(), taps, Some(incoming.clone())).await
+    }
+
+    async fn migration_support(&self) -> Result<MigrationSupport, EngineError> {
+        let asking = self.inner.support.get_or_try_init(|| migrate::support(&self.inner));
+        asking.await.cloned()
     }
 
     async fn adopt(&self) -> Result<Vec<Adopted>, EngineError> {

@@ -61,19 +61,21 @@ impl Init {
       --advertise 10.0.0.2")]
 pub struct Join {
     /// Any server of the cluster, such as https://10.0.0.1:7443
-    #[arg(value_name = "URL")]
-    url: String,
-    /// What `basin token create --join` printed there; good for one server
-    #[arg(long = "token", value_name = "TOKEN", id = "join_token")]
-    token: String,
+    #[arg(value_name = "URL", id = "cluster_url")]
+    cluster: String,
     /// This server's address, where the other servers are to reach it
     #[arg(long, value_name = "ADDRESS")]
     advertise: String,
 }
 
 impl Join {
-    pub async fn run(self, session: &Session) -> Result<(), CliError> {
-        let Join { url, token, advertise } = self;
+    /// `--token` is here what `basin token create --join` printed: it lets one server in.
+    pub async fn run(self, session: &Session, token: Option<&str>) -> Result<(), CliError> {
+        let Join { cluster: url, advertise } = self;
+        let Some(token) = token.map(str::to_owned) else {
+            let advice = "print one on a server of the cluster: basin token create --join";
+            return Err(CliError::failed("a server joins with a token: --token TOKEN", advice));
+        };
         let cluster = session.client.join_cluster(&ClusterJoin { url, token, advertise }).await?;
         formed(session, &cluster, "this server is one of the cluster")
     }

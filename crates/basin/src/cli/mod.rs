@@ -149,7 +149,7 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Task(command) => command.run(&session).await,
         Command::Token(command) => command.run(&session).await,
         Command::Init(args) => args.run(&session).await,
-        Command::Join(args) => args.run(&session).await,
+        Command::Join(args) => args.run(&session, global.token.as_deref()).await,
         Command::Cluster(command) => command.run(&session).await,
         Command::Events(args) => args.run(&session).await,
         Command::Version => version(&session).await,

@@ -8,6 +8,7 @@ use basin_model::{Bytes, Generation, Vcpus, VmId};
 
 use super::{Accelerator, Fds, Inputs, TapFds, arguments};
 use crate::engine::{BootSpec, CdromSpec, DiskSpec, MachineSpec, NicSpec};
+use crate::hardware::{Flash, Hardware};
 
 fn spec(machine: Machine, boot: BootSpec, disks: usize, nics: usize, cdroms: usize) -> MachineSpec {
     MachineSpec {
@@ -40,6 +41,19 @@ fn uefi() -> BootSpec {
 }
 
 fn line(spec: &MachineSpec, accelerator: Accelerator, vhost: bool) -> Result<String, String> {
+    let newest = MachineVersion { major: 7, minor: 2 };
+    let flash = Some(Flash { code: Bytes::kib(3653), vars: Bytes::kib(528) });
+    let hardware = Hardware::choose(spec, accelerator.as_str(), newest, flash);
+    line_of(spec, &hardware, accelerator, vhost, false)
+}
+
+fn line_of(
+    spec: &MachineSpec,
+    hardware: &Hardware,
+    accelerator: Accelerator,
+    vhost: bool,
+    incoming: bool,
+) -> Result<String, String> {
     let has_kernel = matches!(spec.boot, BootSpec::Kernel { .. });
     let fds = Fds {
         qmp: 10,
@@ -55,7 +69,8 @@ fn line(spec: &MachineSpec, accelerator: Accelerator, vhost: bool) -> Result<Str
             .collect(),
     };
     let uefi_code = Some(PathBuf::from("/usr/share/OVMF/OVMF_CODE_4M.fd"));
-    let inputs = Inputs { spec, accelerator, tsc_khz: Some(2_600_000), uefi_code, fds: &fds };
+    let tsc_khz = Some(2_600_000);
+    let inputs = Inputs { spec, hardware, incoming, accelerator, tsc_khz, uefi_code, fds: &fds };
     let mut text = String::new();
     for arg in arguments(&inputs)? {
         text.push_str(if arg.starts_with('-') && !text.is_empty() { "\n" } else { " " });
@@ -143,4 +158,23 @@ fn no_two_devices_share_a_place() {
             assert!(place.is_none_or(|place| seen.insert(place.to_owned())), "{line}");
         }
     }
+}
+
+#[test]
+fn a_target_is_its_source_and_waits() {
+    let spec = spec(Machine::Q35, uefi(), 1, 1, 1);
+    let older = MachineVersion { major: 7, minor: 2 };
+    let flash = Some(Flash { code: Bytes::kib(3653), vars: Bytes::kib(528) });
+    let mut hardware = Hardware::choose(&spec, "tcg", older, flash);
+    let line =
+        |hardware: &Hardware, incoming| line_of(&spec, hardware, Accelerator::Tcg, true, incoming);
+    let source = line(&hardware, false).unwrap();
+    let target = line(&hardware, true).unwrap();
+    assert_eq!(target, source + "-incoming defer\n");
+    // Of an older Basin, which did not choose the memory's size.
+    (hardware.ram, hardware.described) = (spec.memory, true);
+    let target = line(&hardware, true).unwrap();
+    assert!(target.contains("-m size=536870912B") && !target.contains("vmdesc"), "{target}");
+    hardware.machine = "pc-q35-7.2,kernel-irqchip=off".to_owned();
+    assert!(line(&hardware, true).unwrap_err().contains("no names"));
 }
