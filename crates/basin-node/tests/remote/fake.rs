@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use basin_model::datastore::{Capacity, Datastore};
@@ -35,6 +35,8 @@ pub struct Fake {
     /// The most there ever were at once.
     pub most: AtomicU32,
     pub uploaded: Mutex<Vec<u8>>,
+    /// Uploads are not read: the disk does not take them.
+    pub stuck: AtomicBool,
     /// Uploads that broke off.
     pub broken: AtomicU32,
     /// What the console's other end writes with; None: nobody has it open.
@@ -215,6 +217,9 @@ impl NodeApi for Fake {
         bytes: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Answer<Bytes> {
         self.note("receive_upload", json!([datastore, upload]))?;
+        if self.stuck.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let mut all = Vec::new();
         match bytes.read_to_end(&mut all).await {
             Ok(size) => {
