@@ -17,6 +17,7 @@ mod files;
 mod host;
 mod images;
 mod lockfile;
+pub mod migration;
 mod networks;
 mod node;
 mod peers;

@@ -1,10 +1,12 @@
 //! What only a server of a cluster has and does: trust in the others, election, a
 //! sign of life, care for etcd and for its own certificate.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use basin_blockd::control::Fabric;
 use basin_controller::app::App;
 use basin_controller::app::inventory::Inventory;
 use basin_controller::app::nodes;
@@ -16,7 +18,7 @@ use basin_model::task::Problem;
 use basin_node::cluster::follow::Follower;
 use basin_node::cluster::{ClusterDir, KnownServer};
 use basin_node::etcd::plan::Rules;
-use basin_node::pki::{Credentials, Sign, Subject, keep_renewed};
+use basin_node::pki::{Credentials, Sign, Subject, TlsDir, keep_renewed};
 use basin_node::remote::{Peers, RemoteNode};
 use basin_node::{Alone, LocalNode, NodeApi};
 use basin_store::EtcdStore;
@@ -93,6 +95,13 @@ impl Member {
         if matches!(parts.config.store, basin_node::cluster::StoreConfig::Own { .. }) {
             tasks.spawn(voters.keep(stop.clone()));
         }
+        tasks.spawn(speak_nbd(
+            node.clone(),
+            parts.dir.tls(),
+            parts.config.advertise,
+            credentials.clone(),
+            stop.clone(),
+        ));
         let (cert_trouble, troubled) = watch::channel(None);
         node.watch_trouble("certificate", troubled);
         let (subject, wanted) = watch::channel(subject(app, host, &credentials));
@@ -187,6 +196,30 @@ async fn follow_subject(
             old.clone_from(&now);
             new
         });
+    }
+}
+
+/// Disks go from server to server by the servers' own certificates.
+async fn speak_nbd(
+    node: Arc<LocalNode>,
+    tls: TlsDir,
+    advertise: IpAddr,
+    credentials: Credentials,
+    stop: CancellationToken,
+) {
+    let mut renewed = credentials.changes();
+    let fabric = Fabric {
+        listen: (advertise, 0).into(),
+        ca: tls.ca(),
+        cert: tls.server(),
+        key: tls.server(),
+    };
+    loop {
+        node.speak_nbd(Some(&fabric)).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = renewed.changed() => if changed.is_err() { return },
+        }
     }
 }
 
