@@ -41,6 +41,9 @@ pub struct Store {
     pub external: bool,
     /// Servers with a member of it.
     pub members: Vec<Reference>,
+    /// Servers that are about to do so, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub catching_up: Vec<Reference>,
     /// Where this server asks; absent when no member answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asks: Option<String>,

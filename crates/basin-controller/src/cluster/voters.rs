@@ -13,7 +13,7 @@ use basin_node::etcd::plan::{Candidate, Rules, Seen, Step, Verdict, next};
 use basin_node::pki::Credentials;
 use basin_store::etcd::{EtcdAdmin, EtcdIdentity, EtcdTls, Member};
 use basin_store::records::TxnBuilder;
-use basin_store::{Store, StoreError};
+use basin_store::{Compare, Store, StoreError};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -108,9 +108,31 @@ impl Voters {
             seen.push(self.look(member, &records, &tls, down, now).await);
         }
         down.retain(|id, _| members.iter().any(|m| m.id == *id));
+        self.note_votes(&members, &records).await?;
         let verdict = next(&hosts, &seen, self.rules, now);
         self.take(&verdict, &admin, &members, &seen, &records, &tls).await?;
         Ok(verdict)
+    }
+
+    /// For those who ask which servers keep the state.
+    async fn note_votes(
+        &self,
+        members: &[Member],
+        records: &BTreeMap<HostId, StoreMember>,
+    ) -> Result<(), StoreError> {
+        for record in records.values() {
+            let member = members.iter().find(|m| m.peer_urls.contains(&record.peer_url));
+            let votes = member.is_some_and(|m| m.started() && !m.learner);
+            if votes != record.votes {
+                let new = StoreMember { votes, ..record.clone() };
+                let key = keys::store_member(record.host);
+                let guard = self.leadership.guard().map_err(|_| no_longer())?;
+                let txn = TxnBuilder::new().require(Compare::Present(key.clone()));
+                let done = txn.put(key, &new).and(guard).commit(&*self.store).await;
+                done.map_err(refused)?;
+            }
+        }
+        Ok(())
     }
 
     /// How a member is.
@@ -193,7 +215,8 @@ impl Voters {
         let others =
             others.map(|m| (m.name, m.peer_urls.first().cloned().unwrap_or_default())).collect();
         let client_url = url(ETCD_CLIENT_PORT);
-        let record = StoreMember { host, client_url, peer_url, others, since: Timestamp::now() };
+        let (since, votes) = (Timestamp::now(), false);
+        let record = StoreMember { host, client_url, peer_url, others, since, votes };
         let guard = self.leadership.guard().map_err(|_| no_longer())?;
         let txn = TxnBuilder::new().put(keys::store_member(host), &record).and(guard);
         txn.commit(&*self.store).await.map(drop).map_err(refused)

@@ -64,7 +64,7 @@ pub fn prepare(next: &ClusterDir, found: &Found, id: Uuid) -> Result<(), Problem
         },
     };
     let (advertise, api_port) = (found.advertise, found.api_port);
-    let config = ClusterConfig { cluster, advertise, api_port, store };
+    let config = ClusterConfig { cluster, advertise, api_port, epoch: 0, store };
     next.tls().store(&material).map_err(|e| unmade(&e))?;
     let list = ca.revocations(&[], 1, now).map_err(|e| unmade(&e))?;
     let write = || {
@@ -157,7 +157,7 @@ async fn settle(
         StoreConfig::External(external) => Some(external.clone()),
         StoreConfig::Own { .. } => None,
     };
-    let record = ClusterRecord { id: config.cluster, formed_at: now, external_etcd };
+    let record = ClusterRecord { id: config.cluster, formed_at: now, epoch: 0, external_etcd };
     let own = records::get::<Host>(to, &keys::host(host)).await.map_err(failed)?;
     let own = own.ok_or_else(|| {
         let advice = "restart the daemon, then try again";
@@ -185,6 +185,7 @@ async fn settle(
             peer_url: etcd_url(config.advertise, ETCD_PEER_PORT),
             others: Vec::new(),
             since: now,
+            votes: true,
         };
         txn = txn.put(keys::store_member(host), &member);
     }
@@ -194,7 +195,10 @@ async fn settle(
     })
 }
 
-async fn wait_until_up(to: &EtcdStore, member: Option<&EtcdMember>) -> Result<(), Problem> {
+pub(super) async fn wait_until_up(
+    to: &EtcdStore,
+    member: Option<&EtcdMember>,
+) -> Result<(), Problem> {
     let began = Instant::now();
     loop {
         match to.get(&keys::cluster()).await {
@@ -224,7 +228,7 @@ pub async fn try_external(external: &ExternalEtcd) -> Result<(), Problem> {
     to.get(&keys::cluster()).await.map(drop).map_err(|e| store(&e))
 }
 
-fn store(error: &StoreError) -> Problem {
+pub(super) fn store(error: &StoreError) -> Problem {
     let advice = "see that etcd runs and is reached (etcd.log in the cluster's directory, where \
                   Basin runs it); nothing has changed on this server";
     problem("store-unavailable", error.to_string(), advice)

@@ -8,10 +8,13 @@
 //! - [`attempt`]: what was begun and not finished, and how the last attempt ended.
 //! - [`follow`]: runs an etcd member where the store says so, and follows where the
 //!   others are.
+//! - [`restore`]: the state comes from a backup, on one server; [`attach`]: the others
+//!   follow.
 //! - `known`: where the other servers are, should the store not answer. [`leave`]:
 //!   a server that was removed begins anew.
 //! - [`wire`]: what a joining server and the cluster say to each other.
 
+mod attach;
 pub mod attempt;
 mod config;
 pub mod follow;
@@ -19,8 +22,10 @@ pub mod found;
 pub mod join;
 mod known;
 pub mod leave;
+pub mod restore;
 pub mod wire;
 
+pub use attach::{attach, newer_store};
 pub use config::{Beginning, ClusterConfig, ClusterDir, StoreConfig, no_member};
 pub use known::{KnownServer, shut_out};
 

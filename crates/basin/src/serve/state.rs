@@ -12,14 +12,15 @@ use basin_model::cluster::ClusterRecord;
 use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
 use basin_node::cluster::attempt::{self, Failed, Intent};
-use basin_node::cluster::{ClusterConfig, ClusterDir, found, no_member, shut_out};
+use basin_node::cluster::{
+    ClusterConfig, ClusterDir, attach, found, newer_store, no_member, shut_out,
+};
 use basin_node::etcd::{self, EtcdMember};
 use basin_node::pki::Material;
 use basin_qemu::qemu::cgroup::{Cgroups, MachineCgroup};
 use basin_store::{EtcdStore, SqliteStore, Store, StoreError, records};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::ServeArgs;
 
@@ -33,6 +34,8 @@ pub enum Opened {
     Ready(Arc<dyn Store>, Option<Box<MemberParts>>),
     /// The cluster has shut this server out.
     Removed,
+    /// The daemon is to start anew.
+    Again,
 }
 
 /// What makes a server one of a cluster.
@@ -116,12 +119,19 @@ async fn cluster(
     attempt::retire_single_store(&args.state_dir)
         .context("cannot put the single server's state aside")?;
     let material = dir.tls().load()?.context("this server's certificate is missing")?;
+    let config = match newer_store(&dir, &config, host, &material).await {
+        None => config,
+        Some(newer) => {
+            warn!("the cluster was restored from a backup elsewhere: this server follows");
+            attach(&dir, &config, host, newer).await.map_err(said)?
+        }
+    };
     let cgroup = Cgroups::open(&args.cgroup).ok().map(|groups| groups.service("etcd"));
     let etcd = match config.member(host, &dir) {
         Some(member) => Some(EtcdMember::start(member, cgroup.clone(), stop).await),
         None => {
             let left = no_member(host, &config, &dir);
-            etcd::clear(&left).await.map_err(|e| anyhow::anyhow!("{}; {}", e.detail, e.advice))?;
+            etcd::clear(&left).await.map_err(said)?;
             None
         }
     };
@@ -129,9 +139,9 @@ async fn cluster(
     info!("waiting for the cluster's store");
     let waited = tokio::select! {
         there = answer(&store) => there?,
-        () = removed(&dir, host, &material) => return Ok(Opened::Removed),
+        verdict = others_say(&dir, &config, host, &material) => return Ok(verdict),
     };
-    is_ours(waited, config.cluster)?;
+    is_ours(waited, &config)?;
     attempt::tidy(&dir).context("cannot take away what was needed to form the cluster")?;
     let replace_after = args.replace_member_after;
     let store_of = store.clone();
@@ -156,20 +166,37 @@ async fn answer(store: &EtcdStore) -> Result<Option<ClusterRecord>, StoreError> 
     }
 }
 
-/// Returns when another server says that this one was removed. Its etcd would not let
-/// this server in to read so itself.
-async fn removed(dir: &ClusterDir, host: HostId, material: &Material) {
+/// Returns when another server says that this one was removed, or that there is a newer
+/// store: etcd would not let this server in to read so itself.
+async fn others_say(
+    dir: &ClusterDir,
+    config: &ClusterConfig,
+    host: HostId,
+    material: &Material,
+) -> Opened {
     loop {
         tokio::time::sleep(ASK_EVERY).await;
         if shut_out(dir, host, material).await {
-            return;
+            return Opened::Removed;
+        }
+        if newer_store(dir, config, host, material).await.is_some() {
+            return Opened::Again;
         }
     }
 }
 
+fn said(problem: Problem) -> anyhow::Error {
+    anyhow::anyhow!("{}; {}", problem.detail, problem.advice)
+}
+
 /// An etcd that has lost its data begins anew, empty: nothing may be decided from that.
-fn is_ours(found: Option<ClusterRecord>, cluster: Uuid) -> anyhow::Result<()> {
+fn is_ours(found: Option<ClusterRecord>, config: &ClusterConfig) -> anyhow::Result<()> {
+    let cluster = config.cluster;
     match found {
+        Some(found) if found.id == cluster && found.epoch < config.epoch => bail!(
+            "etcd holds the state from before the cluster was restored from a backup: see that \
+             no etcd of that time runs on any server ('basin cluster restore' says how)"
+        ),
         Some(found) if found.id == cluster => Ok(()),
         Some(found) => bail!(
             "etcd holds the state of another cluster ({}) than this server's ({cluster})",
