@@ -87,8 +87,6 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     prepare(&args.state_dir, 0o711)?;
     prepare(&args.run_dir, 0o711)?;
     let host = identity::host_id(&args.state_dir)?;
-    let https = args.listen.address().map(listen::bind_https).transpose()?;
-    let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     let name = args.host_name()?;
 
     let stop = CancellationToken::new();
@@ -99,6 +97,8 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     let Opened::Ready(store, member) = opened else {
         return leave::begin_anew(args, host).await.map(|()| End::Again);
     };
+    let https = args.listen.address().map(listen::bind_https).transpose()?;
+    let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     records::check_schema(&*store).await?;
     if leave::was_removed(&*store, host).await? {
         return leave::begin_anew(args, host).await.map(|()| End::Again);
