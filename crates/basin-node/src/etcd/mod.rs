@@ -2,14 +2,19 @@
 //!
 //! - `config`: how it is set up (pure). `process`: started, found again, ended.
 //! - `member`: keeps it running. `restore`: begins a cluster from a backup.
-//! - [`plan`]: which servers should have one (pure).
+//! - [`plan`]: which servers should have one (pure). [`steward`]: carries that out, on
+//!   the leader. `resident`: has one here or not, as the list of members says.
 
 mod config;
 mod member;
 pub mod plan;
 mod process;
+mod resident;
 mod restore;
+pub mod steward;
 
 pub use config::{Beginning, MemberConfig, MemberTls, Peer};
 pub use member::{EtcdMember, MemberState};
+pub use resident::Resident;
 pub use restore::restore;
+pub use steward::Steward;
