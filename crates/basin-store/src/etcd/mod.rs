@@ -99,7 +99,8 @@ impl EtcdStore {
         link::lock(&self.given).clone()
     }
 
-    /// Whether the quorum answers. Wakes when that changes; `answered` grows silently.
+    /// Whether the quorum answers. Wakes when that changes, and at the very first answer;
+    /// after that `answered` grows silently.
     pub fn contact(&self) -> watch::Receiver<Contact> {
         self.link.shared.contact.subscribe()
     }

@@ -154,7 +154,8 @@ async fn an_idle_store_notices_that_etcd_is_gone() {
     let options = EtcdOptions { answer_within: patience, ..patient(vec![proxy.url.clone()], None) };
     let store = EtcdStore::connect(&options).unwrap();
     let mut contact = store.contact();
-    contact.wait_for(|c| c.answered.is_some() && c.lost.is_none()).await.unwrap();
+    let first = contact.wait_for(|c| c.answered.is_some() && c.lost.is_none());
+    tokio::time::timeout(super::PATIENCE, first).await.expect("the first answer wakes").unwrap();
     let mut watch = store.watch("a", Revision(1)).await.unwrap();
     proxy.set(Mode::Stall);
     let lost = tokio::time::timeout(super::PATIENCE, contact.wait_for(|c| c.lost.is_some())).await;
@@ -165,7 +166,8 @@ async fn an_idle_store_notices_that_etcd_is_gone() {
         "{refused:?}"
     );
     proxy.set(Mode::Pass);
-    contact.wait_for(|c| c.lost.is_none() && c.answered > Some(answered)).await.unwrap();
+    let again = contact.wait_for(|c| c.lost.is_none() && c.answered > Some(answered));
+    tokio::time::timeout(super::PATIENCE, again).await.expect("the return wakes").unwrap();
     commit(&cluster.patient_store(), vec![put("a", "1")]).await.unwrap();
     assert_eq!(shown(&mut watch).await, ["a=1"]);
 }
