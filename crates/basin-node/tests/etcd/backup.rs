@@ -72,7 +72,7 @@ async fn a_backup_of_three_begins_a_cluster_of_one_that_grows_again() {
     config.beginning = Beginning::New { token: Uuid::new_v4().to_string() };
     until("etcd is gone", async || restore(&config, &backup).await.ok()).await;
     let others = all[1..].iter().map(|host| cluster.machines.remove(host).unwrap());
-    let others: Vec<Machine> = others.map(|machine| Machine::new(machine.config)).collect();
+    let others: Vec<Machine> = others.map(|machine| Machine::new(machine.config.clone())).collect();
     let machine = Machine::new(config);
     machine.resident.resume().await.unwrap();
     cluster.store = cluster.world.store(&[&machine.config]);
@@ -88,4 +88,7 @@ async fn a_backup_of_three_begins_a_cluster_of_one_that_grows_again() {
     cluster.settle(PATIENT, &all).await;
     let newest = cluster.world.store(&[&cluster.machines[&all[2]].config]);
     assert_eq!(read(&newest, "a").await.as_deref(), Some("in the backup"));
+    for machine in cluster.machines.values() {
+        machine.resident.clear_all().await.unwrap();
+    }
 }

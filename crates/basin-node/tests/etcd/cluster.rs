@@ -46,9 +46,17 @@ impl Machine {
     }
 }
 
+/// Nobody starts it again after that.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 pub struct Cluster {
-    pub world: World,
+    /// Dropped first: the daemons end before their processes.
     pub machines: BTreeMap<HostId, Machine>,
+    pub world: World,
     pub store: EtcdStore,
     pub nearest: String,
 }
@@ -65,7 +73,7 @@ impl Cluster {
         let (first, nearest) = (machine.host(), machine.config.client_url());
         let store = world.store(&[&machine.config]);
         let cluster =
-            Cluster { world, machines: BTreeMap::from([(first, machine)]), store, nearest };
+            Cluster { machines: BTreeMap::from([(first, machine)]), world, store, nearest };
         assert!(cluster.settle(PATIENT, &[first]).await.iter().all(|s| *s == Step::Wait));
         (cluster, first)
     }

@@ -96,13 +96,24 @@ impl World {
     }
 }
 
+/// Nobody starts anything again after that.
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 /// Ends what outlives it by design, also after a failure.
 pub struct Killed(MemberConfig);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        for pid in pids_of(&self.0) {
-            let _ = kill(pid, Signal::SIGKILL);
+        // One that was about to be started when its daemon ended comes up a moment later.
+        for _ in 0..3 {
+            for pid in pids_of(&self.0) {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
