@@ -10,16 +10,34 @@ use crate::reference::{Labels, Meta, Reference};
 pub struct Datastore {
     #[serde(flatten)]
     pub meta: Meta,
-    pub host: Reference,
+    /// The server that alone has it; absent when it is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Reference>,
+    /// Every server that sees the same storage at the path has it.
+    #[serde(default)]
+    pub shared: bool,
+    /// The servers that are meant to have it.
+    #[serde(default)]
+    pub servers: Vec<DatastoreServer>,
     /// `dir`.
     pub kind: String,
     pub path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota_bytes: Option<u64>,
     pub overcommit_percent: u32,
-    /// Absent while the server cannot reach it; `problem` says why.
+    /// Absent while no server reaches it; `problem` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub space: Option<Space>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Whether a server reaches a datastore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DatastoreServer {
+    pub host: Reference,
+    pub reaches: bool,
+    /// Why it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -45,6 +63,12 @@ pub struct DatastoreCreate {
     pub labels: Labels,
     /// An absolute path on the server; made when absent.
     pub path: String,
+    /// The server that makes it; the one that is asked when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Every server has the same storage mounted at this path, and may use it.
+    #[serde(default)]
+    pub shared: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota_bytes: Option<u64>,
     /// How much may be promised to thin volumes, in percent of the capacity; 200 when absent.

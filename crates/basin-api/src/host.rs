@@ -15,6 +15,42 @@ pub struct Host {
     pub status: Option<HostStatus>,
     /// What its VMs take of it.
     pub committed: Committed,
+    pub state: HostState,
+    /// Where other servers reach it; absent while it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Its controller decides for all.
+    #[serde(default)]
+    pub leads: bool,
+    /// It has a copy of the cluster's state.
+    #[serde(default)]
+    pub keeps_state: bool,
+    /// Since when it is being emptied, or kept empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draining_since: Option<String>,
+    /// What keeps it from being empty: VMs that cannot move, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stuck: Vec<StuckVm>,
+}
+
+/// How a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostState {
+    Ready,
+    /// It is being emptied for maintenance.
+    Draining,
+    /// It is in maintenance, and empty.
+    Drained,
+    /// It does not answer; its VMs may well run on.
+    Unreachable,
+}
+
+/// A VM that cannot leave a server that is to be emptied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StuckVm {
+    pub vm: String,
+    pub reasons: Vec<String>,
 }
 
 /// What a server's daemon found there.

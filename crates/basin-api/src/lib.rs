@@ -9,6 +9,7 @@
 //! in a request is refused, not ignored.
 
 pub mod client;
+pub mod cluster;
 pub mod datastore;
 pub mod event;
 pub mod host;

@@ -16,6 +16,12 @@ pub struct Network {
     pub subnet: String,
     pub gateway: String,
     pub domain: String,
+    /// What tells it from other networks between servers (VXLAN).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// The largest packet of its guests, where it is fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Interfaces of VMs, whether they run or not.
     pub interfaces: u32,
 }
@@ -34,4 +40,7 @@ pub struct NetworkCreate {
     /// VMs are `NAME.DOMAIN`; `NETWORK.internal` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// The largest packet of its guests; by default what all servers carry, at most 1450.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }

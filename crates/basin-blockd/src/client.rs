@@ -1,12 +1,15 @@
 //! The daemon's side of the control socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use basin_model::{Bytes, Generation, VolumeId};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::control::{ErrorCode, Export, ExportState, Reply, Request};
+use crate::control::{
+    ErrorCode, Export, ExportState, Fabric, Grant, GrantState, Held, Mirror, Reply, Request,
+};
 
 /// Why blockd did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +113,77 @@ impl Client {
     /// The disk has a new size; see [`Request::Resize`].
     pub async fn resize(&mut self, volume: VolumeId, size: Bytes) -> Result<(), ClientError> {
         self.ask_done(&Request::Resize { volume, size }).await
+    }
+
+    /// See [`Request::Hold`].
+    pub async fn hold(
+        &mut self,
+        volume: VolumeId,
+        generation: Generation,
+        held: Held,
+    ) -> Result<(), ClientError> {
+        self.ask_done(&Request::Hold { volume, generation, held }).await
+    }
+
+    /// Occupies the connection until it is released; see [`Request::AwaitRelease`].
+    pub async fn await_release(
+        &mut self,
+        volume: VolumeId,
+        generation: Generation,
+        mirrored: bool,
+        limit: Duration,
+    ) -> Result<(), ClientError> {
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.ask_done(&Request::AwaitRelease { volume, generation, mirrored, limit_ms }).await
+    }
+
+    /// See [`Request::Fabric`].
+    pub async fn fabric(&mut self, fabric: Option<&Fabric>) -> Result<(), ClientError> {
+        self.ask_done(&Request::Fabric { fabric: fabric.cloned() }).await
+    }
+
+    /// See [`Request::Grant`].
+    pub async fn grant(&mut self, grant: &Grant) -> Result<(), ClientError> {
+        self.ask_done(&Request::Grant { grant: grant.clone() }).await
+    }
+
+    /// See [`Request::Revoke`].
+    pub async fn revoke(
+        &mut self,
+        volume: VolumeId,
+        generation: Generation,
+    ) -> Result<(), ClientError> {
+        self.ask_done(&Request::Revoke { volume, generation }).await
+    }
+
+    pub async fn grants(&mut self) -> Result<Vec<GrantState>, ClientError> {
+        match self.ask(&Request::Grants).await? {
+            Reply::Grants { grants } => Ok(grants),
+            other => Err(ClientError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// Begins a mirror; its state is in [`Client::list`]. See [`Request::Mirror`].
+    pub async fn mirror(&mut self, mirror: &Mirror) -> Result<(), ClientError> {
+        self.ask_done(&Request::Mirror { mirror: mirror.clone() }).await
+    }
+
+    /// See [`Request::MirrorLimit`].
+    pub async fn mirror_limit(
+        &mut self,
+        volume: VolumeId,
+        limit: Option<Bytes>,
+    ) -> Result<(), ClientError> {
+        self.ask_done(&Request::MirrorLimit { volume, limit }).await
+    }
+
+    /// See [`Request::StopMirror`].
+    pub async fn stop_mirror(
+        &mut self,
+        volume: VolumeId,
+        generation: Generation,
+    ) -> Result<(), ClientError> {
+        self.ask_done(&Request::StopMirror { volume, generation }).await
     }
 
     /// Asks it to end when its last front end is gone.

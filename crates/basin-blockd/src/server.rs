@@ -194,6 +194,10 @@ impl Server {
     }
 
     fn answer(&self, request: Request) -> Reply {
+        let ending = || Reply::Error {
+            code: ErrorCode::Invalid,
+            message: "blockd is about to end: ask its successor".into(),
+        };
         let done = |outcome: Result<(), DiskError>| match outcome {
             Ok(()) => Reply::Done,
             Err(DiskError { code, message }) => Reply::Error { code, message },
@@ -203,18 +207,39 @@ impl Server {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
             },
-            Request::Open { .. } if self.quitting.load(Ordering::Acquire) => Reply::Error {
-                code: ErrorCode::Invalid,
-                message: "blockd is about to end: ask its successor".into(),
-            },
+            Request::Open { .. } if self.quitting.load(Ordering::Acquire) => ending(),
             Request::Open { export } => done(self.registry.open(export)),
             Request::Close { volume, generation } => done(self.registry.close(volume, generation)),
             Request::List => Reply::Exports { exports: self.registry.list() },
             Request::Resize { volume, size } => done(self.registry.resize(volume, size)),
+            Request::Hold { volume, generation, held } => {
+                done(self.registry.hold(volume, generation, held))
+            }
+            Request::AwaitRelease { volume, generation, mirrored, limit_ms } => {
+                let limit = Duration::from_millis(limit_ms);
+                done(self.registry.await_release(volume, generation, mirrored, limit))
+            }
             Request::Quit => {
                 self.quitting.store(true, Ordering::Release);
                 self.supervisor.unpark();
                 Reply::Done
+            }
+            Request::Fabric { fabric } => done(self.registry.service.set(fabric.as_ref())),
+            Request::Grant { .. } if self.quitting.load(Ordering::Acquire) => ending(),
+            Request::Grant { grant } => done(self.registry.grant(&grant)),
+            Request::Revoke { volume, generation } => {
+                done(self.registry.service.grants.revoke(volume, generation))
+            }
+            Request::Grants => {
+                let service = &self.registry.service;
+                Reply::Grants { grants: service.grants.list(service.address()) }
+            }
+            Request::Mirror { mirror } => done(self.registry.mirror(&mirror)),
+            Request::MirrorLimit { volume, limit } => {
+                done(self.registry.mirror_limit(volume, limit))
+            }
+            Request::StopMirror { volume, generation } => {
+                done(self.registry.stop_mirror(volume, generation))
             }
         }
     }

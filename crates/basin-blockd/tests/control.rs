@@ -80,6 +80,11 @@ fn a_disk_in_use_elsewhere_is_locked() {
     assert!(!qemu.status.success(), "qemu-io wrote to a disk in use");
     daemon.close(&export);
     sh("qemu-io", &["-f", "raw", "-c", "write 0 512", path]);
+    // A file is one volume's.
+    let (code, message) = daemon.open_error(&twin);
+    assert_eq!(code, ErrorCode::Invalid);
+    assert!(message.contains("belongs to volume"), "{message}");
+    std::fs::remove_file(format!("{path}.generation")).unwrap();
     daemon.open(&twin);
 }
 

@@ -6,6 +6,7 @@
 //! server what the store says it should.
 
 pub mod app;
+pub mod cluster;
 pub mod http;
 pub mod intake;
 pub mod workflow;

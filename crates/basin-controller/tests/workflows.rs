@@ -14,10 +14,10 @@ use basin_controller::intake::{self, Mint};
 use basin_controller::workflow::Workflow;
 use basin_controller::workflow::testing::{World, check};
 use basin_controller::workflows::{
-    image_delete::ImageDelete, image_import::ImageImport, vm_create::VmCreate, vm_delete::VmDelete,
-    vm_disk_add::VmDiskAdd, vm_power_change::Change, vm_power_change::VmPowerChange,
-    vm_power_on::VmPowerOn, volume_create::VolumeCreate, volume_delete::VolumeDelete,
-    volume_grow::VolumeGrow,
+    datastore_create::DatastoreCreate, image_delete::ImageDelete, image_import::ImageImport,
+    vm_create::VmCreate, vm_delete::VmDelete, vm_disk_add::VmDiskAdd, vm_power_change::Change,
+    vm_power_change::VmPowerChange, vm_power_on::VmPowerOn, volume_create::VolumeCreate,
+    volume_delete::VolumeDelete, volume_grow::VolumeGrow,
 };
 use basin_model::Bytes;
 use basin_model::datastore::DatastoreKind;
@@ -125,11 +125,12 @@ async fn settle(services: &Services) {
     panic!("the VMs do not become what is wanted");
 }
 
-/// Ids and made-up MAC addresses differ between two worlds.
+/// Ids, made-up MAC addresses and network identifiers differ between two worlds.
 fn masked(key: &str) -> String {
     let mask = |part: &str| match part {
         part if part.parse::<uuid::Uuid>().is_ok() => "ID".to_owned(),
         part if part.starts_with("52:54:00:") => "MAC".to_owned(),
+        part if part.parse::<u32>().is_ok() => "VNI".to_owned(),
         part => part.to_owned(),
     };
     key.split('/').map(mask).collect::<Vec<_>>().join("/")
@@ -213,9 +214,10 @@ async fn image_import() {
         let request =
             serde_json::from_value(json!({"name": "new", "source": source, "format": "raw"}));
         let request = request.unwrap();
+        let asked = centre.app.nodes().local();
         world(centre, |snapshot, mint| {
             let draft = intake::image::create(&request, snapshot, mint)?;
-            Ok((ImageImport::new(draft.image, draft.import), draft.txn))
+            Ok((ImageImport::new(draft.image, draft.import, asked), draft.txn))
         })
     };
     check(fresh, fingerprint).await;
@@ -231,6 +233,21 @@ async fn image_delete() {
             let deleting = Image { state: ImageState::Deleting, ..record.value.clone() };
             let txn = TxnBuilder::new().replace(record, &deleting);
             Ok((ImageDelete::new(deleting), txn))
+        })
+    };
+    check(fresh, fingerprint).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datastore_create() {
+    let fresh = async || {
+        let centre = centre().await;
+        let path = centre.dir.path().join("another");
+        let request = serde_json::from_value(json!({"name": "another", "path": path})).unwrap();
+        let asked = centre.app.nodes().local();
+        world(centre, |snapshot, mint| {
+            let draft = intake::datastore::create(&request, asked, snapshot, mint)?;
+            Ok((DatastoreCreate::new(draft.datastore), draft.txn))
         })
     };
     check(fresh, fingerprint).await;

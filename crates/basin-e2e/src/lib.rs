@@ -17,22 +17,33 @@
 //! the server's log is printed then. A [`Server`] takes everything with it when it
 //! is dropped: processes, cgroups, network namespaces, mounts, files.
 //!
+//! Several servers are a [`Cluster`]: each has a cable to one network, and cables can
+//! be pulled, cut or slow. What a guest's heartbeats tell is in [`observe`].
+//!
 //! `BASIN_BIN` names the binary, `BASIN_GUEST_IMAGES` the directory with the guests
 //! (docs/guest-images.md); `cargo xtask test` sets both.
 
 pub mod bench;
+mod clock;
+mod cluster;
 mod console;
+mod faults;
 mod guest;
 pub mod images;
+mod mounts;
+pub mod observe;
 mod outside;
 mod place;
 pub mod process;
+pub mod raw;
 mod server;
 mod start;
 mod wait;
 
+pub use cluster::{Cluster, Fabric, GATEWAY, Slow};
 pub use console::Console;
 pub use guest::Guest;
+pub use mounts::free;
 pub use outside::Outside;
 pub use place::Place;
 pub use server::{Cli, Server};

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::process;
+use crate::{mounts, process};
 
 /// Short, for the paths of unix sockets.
-const PREFIX: &str = "/tmp/be2e-";
+pub(crate) const PREFIX: &str = "/tmp/be2e-";
 
 /// A place of its own for a server.
 #[derive(Debug)]
@@ -65,17 +65,32 @@ impl Place {
         all.map(|dir| dir.join(&self.name)).filter(|dir| dir.is_dir()).collect()
     }
 
-    /// A command that runs in the server's network. Not by `ip netns exec`, which
-    /// mounts another /sys and so hides the cgroups.
+    /// A command that runs in the server's network, with its mounts. Not by
+    /// `ip netns exec`, which mounts another /sys and so hides the cgroups.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name)).arg(program);
+        command.arg(format!("--net=/run/netns/{}", self.name));
+        let mounts = mounts::namespace(self);
+        if mounts.exists() {
+            command.arg(format!("--mount={}", mounts.display()));
+        }
+        command.arg(program);
         command
     }
 
     /// Every process that lives in the server's network.
     pub fn processes(&self) -> Vec<u32> {
         in_netns(&self.name)
+    }
+
+    /// Every process of the server's, in its network or its control groups.
+    pub fn everything(&self) -> Vec<u32> {
+        let mut pids = self.processes();
+        pids.extend(self.cgroups().iter().flat_map(|c| process::in_cgroup(c)));
+        pids.retain(|&pid| process::alive(pid) && pid != std::process::id());
+        pids.sort_unstable();
+        pids.dedup();
+        pids
     }
 
     /// Ends every process of the server's, and removes what the kernel holds for it.
@@ -85,7 +100,7 @@ impl Place {
         for cgroup in self.cgroups() {
             remove_cgroup(&cgroup);
         }
-        for mount in mounts_below(&self.dir) {
+        for mount in mounts::mounts().into_iter().filter(|m| m.starts_with(&self.dir)) {
             let _ = nix::mount::umount2(&mount, nix::mount::MntFlags::MNT_DETACH);
         }
         for netns in [&self.name, &self.outside()] {
@@ -97,10 +112,8 @@ impl Place {
     pub(crate) fn kill_all(&self) {
         // Some start others, and the end takes a moment: until none is left.
         for _ in 0..500 {
-            let mut pids = self.processes();
+            let mut pids = self.everything();
             pids.extend(in_netns(&self.outside()));
-            pids.extend(self.cgroups().iter().flat_map(|c| process::in_cgroup(c)));
-            pids.retain(|&pid| process::alive(pid) && pid != std::process::id());
             if pids.is_empty() {
                 return;
             }
@@ -170,8 +183,15 @@ pub(crate) fn inside<T: Send>(netns: &str, work: impl FnOnce() -> T + Send) -> T
 
 #[track_caller]
 pub(crate) fn ip(args: &[&str]) {
+    try_ip(args).unwrap_or_else(|why| panic!("{why}"));
+}
+
+pub(crate) fn try_ip(args: &[&str]) -> Result<(), String> {
     let out = Command::new("ip").args(args).output().expect("run ip");
-    assert!(out.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    match out.status.success() {
+        true => Ok(()),
+        false => Err(format!("ip {args:?}: {}", String::from_utf8_lossy(&out.stderr))),
+    }
 }
 
 fn remove_cgroup(dir: &Path) {
@@ -181,12 +201,4 @@ fn remove_cgroup(dir: &Path) {
         }
     }
     let _ = fs::remove_dir(dir);
-}
-
-fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let points = mounts.lines().filter_map(|l| l.split(' ').nth(1)).map(PathBuf::from);
-    let mut below: Vec<PathBuf> = points.filter(|p| p.starts_with(dir)).collect();
-    below.reverse();
-    below
 }

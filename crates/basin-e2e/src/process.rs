@@ -23,9 +23,17 @@ pub(crate) fn be_subreaper() {
 
 /// Whether a process runs; one that ended and was not reaped does not.
 pub fn alive(pid: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    !after_name.starts_with(['Z', 'X'])
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Whether a signal keeps it from running; one that ended counts.
+pub fn stopped(pid: u32) -> bool {
+    state(pid).is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
+}
+
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// The words of a process's command line.

@@ -1,4 +1,4 @@
-//! One server: its daemon, what users do with it, and what may befall it.
+//! One server: its daemon, and what users do with it. What may befall it is in `faults`.
 
 use std::fs;
 use std::future::Future;
@@ -12,20 +12,22 @@ use basin_api::vm::VmCreate;
 use nix::sys::signal::Signal;
 use tokio::runtime::Runtime;
 
+use crate::cluster::Cable;
 use crate::guest::Guest;
 use crate::outside::Outside;
 use crate::place::{Place, inside};
 use crate::process;
 use crate::start::{Setup, wait_ready};
-use crate::wait::{BOOT, SOON, eventually, until};
+use crate::wait::{BOOT, SOON, eventually};
 
 /// A server, with everything that belongs to it.
 pub struct Server {
     pub place: Place,
-    setup: Mutex<Setup>,
-    daemon: Mutex<Option<Child>>,
+    pub(crate) setup: Mutex<Setup>,
+    pub(crate) daemon: Mutex<Option<Child>>,
     client: Mutex<Option<Client>>,
-    outside: Option<Outside>,
+    pub(crate) outside: Option<Outside>,
+    pub(crate) cable: Option<Cable>,
     pub(crate) runtime: Runtime,
     pub(crate) imported: OnceLock<()>,
 }
@@ -45,11 +47,16 @@ impl Server {
         Setup::new().start()
     }
 
-    pub(crate) fn new(place: Place, outside: Option<Outside>, setup: Setup) -> Server {
+    pub(crate) fn new(
+        place: Place,
+        outside: Option<Outside>,
+        cable: Option<Cable>,
+        setup: Setup,
+    ) -> Server {
         let runtime = runtime();
         let (daemon, client) = (Mutex::new(None), Mutex::new(None));
         let setup = Mutex::new(setup);
-        Server { place, setup, daemon, client, outside, runtime, imported: OnceLock::new() }
+        Server { place, setup, daemon, client, outside, cable, runtime, imported: OnceLock::new() }
     }
 
     // The daemon.
@@ -124,55 +131,10 @@ impl Server {
         eventually("the daemon ends", BOOT, || child.try_wait().expect("look at the daemon"));
     }
 
-    /// The daemon does nothing until [`Server::thaw`].
-    #[track_caller]
-    pub fn freeze(&self) {
-        process::signal(self.pid(), Signal::SIGSTOP);
-    }
-
-    #[track_caller]
-    pub fn thaw(&self) {
-        process::signal(self.pid(), Signal::SIGCONT);
-    }
-
-    /// The machine loses its power: every process dies at once, and what the kernel
-    /// held and the run directory are gone. The disk stays as it is.
-    #[track_caller]
-    pub fn lose_power(&self) {
-        let child = lock(&self.daemon).take();
-        self.place.lose_power();
-        if let Some(mut child) = child {
-            child.wait().expect("wait for the daemon");
-        }
-        // The kernel's boot id cannot be changed, but what the daemon noted of it.
-        fs::write(self.place.state_dir().join("boot-id"), "another\n").expect("change the boot id");
-        if let Some(outside) = &self.outside {
-            outside.plug_in(&self.place);
-        }
-    }
-
     /// What the daemon and its helpers logged so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.place.log()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The I/O daemon's process, once there is one.
-    #[track_caller]
-    pub fn blockd_pid(&self) -> u32 {
-        let run_dir = self.place.run_dir().display().to_string();
-        let is_it = |words: &[String]| {
-            words.iter().any(|w| w == "blockd") && words.iter().any(|w| w.contains(&run_dir))
-        };
-        eventually("blockd runs", SOON, || process::find(is_it).first().copied())
-    }
-
-    /// kill -9 of blockd; returns when another one runs.
-    #[track_caller]
-    pub fn kill_blockd(&self) {
-        let old = self.blockd_pid();
-        process::kill_hard(old);
-        until("another blockd runs", || self.blockd_pid() != old);
     }
 
     // What users do.
@@ -321,6 +283,6 @@ fn runtime() -> Runtime {
     builder.worker_threads(1).enable_all().build().expect("a runtime")
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

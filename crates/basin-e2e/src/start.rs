@@ -12,6 +12,7 @@ use crate::outside::Outside;
 use crate::place::Place;
 use crate::server::Server;
 use crate::wait::SOON;
+use crate::{clock, mounts};
 
 /// What a server is started with.
 #[derive(Debug, Clone)]
@@ -20,11 +21,20 @@ pub struct Setup {
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     outside: bool,
+    clock: bool,
+    pub(crate) state_bytes: Option<u64>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { binary: binary(), args: Vec::new(), env: Vec::new(), outside: false }
+        Setup {
+            binary: binary(),
+            args: Vec::new(),
+            env: Vec::new(),
+            outside: false,
+            clock: false,
+            state_bytes: None,
+        }
     }
 }
 
@@ -60,6 +70,19 @@ impl Setup {
         self
     }
 
+    /// Its wall clock can be set: see [`Server::set_clock`].
+    pub fn clock(mut self) -> Setup {
+        self.clock = true;
+        self
+    }
+
+    /// Its state directory is a file system of its own of this size, which can be
+    /// filled: see [`Server::fill_disk`].
+    pub fn state_disk(mut self, bytes: u64) -> Setup {
+        self.state_bytes = Some(bytes);
+        self
+    }
+
     /// A server in a new place.
     #[track_caller]
     pub fn start(self) -> Server {
@@ -74,7 +97,10 @@ impl Setup {
     pub fn prepare(self) -> Server {
         let place = Place::new();
         let outside = self.outside.then(|| Outside::new(&place));
-        Server::new(place, outside, self)
+        if let Some(bytes) = self.state_bytes {
+            mounts::limited(&place, &place.state_dir(), bytes);
+        }
+        Server::new(place, outside, None, self)
     }
 
     /// `basin serve` in the server's place and network; logs to `place.log()`.
@@ -89,6 +115,9 @@ impl Setup {
             command.args(["--listen", "127.0.0.1:7443"]);
         }
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
+        if self.clock {
+            command.envs(clock::environment(place));
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("share the log")).stderr(log);
         command
     }

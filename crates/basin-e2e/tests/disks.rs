@@ -2,7 +2,7 @@
 
 use basin_api::datastore::{Datastore, DatastoreCreate};
 use basin_api::image::ImageKind;
-use basin_api::reference::Labels;
+use basin_api::reference::{Labels, List};
 use basin_api::vm::{Machine, Vm};
 use basin_api::volume::{CloneKind, Volume, VolumeCreate, VolumeFormat, VolumeGrow, VolumeSource};
 use basin_e2e::images::{MIB, blank, existing, new_disk};
@@ -184,6 +184,8 @@ fn a_datastore_refuses_before_it_overflows() {
         description: String::new(),
         labels: Labels::new(),
         path: path.display().to_string(),
+        host: None,
+        shared: false,
         quota_bytes: Some(64 * MIB),
         overcommit_percent: Some(100),
     };
@@ -210,4 +212,31 @@ fn a_datastore_refuses_before_it_overflows() {
     assert_eq!(files, 1);
     server.done(client.delete::<Volume>("a"));
     server.done(client.create::<Volume>(&volume("b", blank(32 * MIB), Some("small"))));
+}
+
+#[test]
+fn a_datastore_is_shared_or_local_as_the_command_says() {
+    let server = Server::start();
+    let path = |name: &str| server.place.dir.join(name).display().to_string();
+    let (nfs, fast, old) = (path("nfs"), path("fast"), path("old"));
+    server.cli(&["datastore", "create", "nfs", "--path", &nfs, "--shared"]).ok();
+    server.cli(&["datastore", "create", "old", &old]).ok();
+    let hosts: List<basin_api::host::Host> = server.ok(server.client().list());
+    let host = &hosts.items[0].meta.name;
+    server.cli(&["datastore", "create", "fast", "--path", &fast, "--host", host]).ok();
+    let nobody = ["datastore", "create", "x", "--path", &fast, "--host", "nobody"];
+    let refused = server.cli(&nobody);
+    assert!(refused.code != 0 && refused.stderr.contains("nobody"), "{}", refused.stderr);
+    for both in
+        [vec!["datastore", "create", "x"], vec!["datastore", "create", "x", "/a", "--path", "/b"]]
+    {
+        assert_eq!(server.cli(&both).code, 2, "{both:?}: a path, once");
+    }
+    let shown = eventually("it is checked", BOOT, || {
+        let shown = server.cli(&["datastore", "show", "nfs"]).ok();
+        shown.contains("1 of 1 servers").then_some(shown)
+    });
+    assert!(shown.contains("REACHES") && shown.contains(host), "{shown}");
+    let list = server.cli(&["datastore", "list"]).ok();
+    assert!(list.lines().any(|l| l.starts_with("fast") && l.contains(host)), "{list}");
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use basin_api::client::{Client, ClientError, DeleteVm, VmAction};
+use basin_api::datastore::{Datastore, DatastoreCreate};
 use basin_api::image::{Image, ImageKind};
 use basin_api::reference::List;
 use basin_api::task::{Task, TaskState};
@@ -35,6 +36,7 @@ fn steps(kind: &str) -> Vec<&'static str> {
 #[test]
 fn every_kind_is_cut_off_somewhere() {
     let covered = [
+        "datastore-create",
         "image-delete",
         "image-import",
         "vm-create",
@@ -131,6 +133,19 @@ fn volume(name: &str, source: VolumeSource) -> VolumeCreate {
     VolumeCreate { name, description, labels, source, format: None, datastore: None }
 }
 
+fn datastore(name: &str, path: String) -> DatastoreCreate {
+    DatastoreCreate {
+        name: name.to_owned(),
+        description: String::new(),
+        labels: BTreeMap::default(),
+        path,
+        host: None,
+        shared: false,
+        quota_bytes: None,
+        overcommit_percent: None,
+    }
+}
+
 fn blank_volume(name: &str) -> VolumeCreate {
     volume(name, VolumeSource::Blank { size_bytes: 8 * MIB })
 }
@@ -210,6 +225,28 @@ fn elf_without_an_entry() -> Vec<u8> {
     elf[20] = 1;
     elf[52..54].copy_from_slice(&header.to_le_bytes());
     elf
+}
+
+#[test]
+fn datastore_create() {
+    let server = Server::start();
+    // Whoever asks waits for the end, and hears nothing more of a daemon that died.
+    let create = |client: Client, name: String| {
+        let path = server.place.dir.join(&name).display().to_string();
+        async move {
+            let made = client.create::<Datastore>(&datastore(&name, path)).await;
+            made.map(|made| -> Task { panic!("{} was made by a daemon that died", made.meta.name) })
+        }
+    };
+    let there = |name: &str| {
+        assert!(exists::<Datastore>(&server, name), "{name}");
+        server.ok(server.client().delete::<Datastore>(name));
+        // Its directory is free again for another one.
+        let path = server.place.dir.join(name).display().to_string();
+        server.ok(server.client().create::<Datastore>(&datastore("again", path)));
+        server.ok(server.client().delete::<Datastore>("again"));
+    };
+    cut_everywhere(&server, "datastore-create", |_| (), create, there);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod disk;
 mod net;
 mod power_button;
 mod record;
+mod tcp;
 mod ticks;
 mod watchdog;
 
@@ -25,10 +26,11 @@ const USAGE: &str = "usage: guest-tool COMMAND [key=value]...
 
 disk-write    dev=PATH [start=BLOCK] [blocks=N] [seed=N] [count=N] [every=N] [resume=yes]
 disk-check    dev=PATH [start=BLOCK] [blocks=N] [seed=N] [acked=N]
-dirty         [rate=MIB_PER_SECOND] [mib=N] [passes=N]
+dirty         [rate=MIB_PER_SECOND] [mib=N] [hot=N] [passes=N]
 ticks         [ms=N] [count=N]
 heartbeat     to=ADDRESS:PORT [ms=N] [count=N]
 tcp-echo      [port=N]
+tcp-count     to=ADDRESS:PORT [ms=N] [every=N] [count=N]
 watchdog      [seconds=N] [feed=SECONDS]
 after         [seconds=N] do=panic|reboot|poweroff|hang
 power-button  [do=poweroff|ignore]";
@@ -56,6 +58,7 @@ fn run(command: &str, mut args: Args) -> Result<()> {
         "ticks" => ticks::run(&mut args),
         "heartbeat" => net::heartbeat(&mut args),
         "tcp-echo" => net::tcp_echo(&mut args),
+        "tcp-count" => tcp::run(&mut args),
         "watchdog" => watchdog::run(&mut args),
         "after" => after::run(&mut args),
         "power-button" => power_button::run(&mut args),

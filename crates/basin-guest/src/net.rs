@@ -1,15 +1,18 @@
 //! Network load: a heartbeat whose gaps can be measured outside, and an echo server.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::Result;
 use crate::args::Args;
 
-/// Sends `SEQUENCE NANOSECONDS` as UDP datagrams. Ones that cannot be sent are
-/// skipped, never repeated: the listener counts the gaps.
+/// Sends `SEQUENCE NANOSECONDS INCARNATION` as UDP datagrams. Ones that cannot be sent
+/// are skipped, never repeated: the listener counts the gaps. The incarnation is of
+/// this start of the command: a guest that was moved keeps it, one that was booted
+/// again has another.
 pub fn heartbeat(args: &mut Args) -> Result<()> {
     let to: SocketAddr = args.require("to")?;
     let period = Duration::from_millis(args.take_or("ms", 5u64)?.max(1));
@@ -17,17 +20,26 @@ pub fn heartbeat(args: &mut Args) -> Result<()> {
     args.finish()?;
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).map_err(|error| format!("a UDP socket: {error}"))?;
+    let incarnation = incarnation();
     println!("heartbeat: to {to}");
     let start = Instant::now();
     for beat in 1..=count {
         if let Some(early) = (period * beat).checked_sub(start.elapsed()) {
             thread::sleep(early);
         }
-        let text = format!("{beat} {}\n", start.elapsed().as_nanos());
+        let text = format!("{beat} {} {incarnation:016x}\n", start.elapsed().as_nanos());
         let _ = socket.send_to(text.as_bytes(), to);
     }
     println!("heartbeat: done");
     Ok(())
+}
+
+/// Two emulated boots may draw the same random numbers, but not at the same time.
+fn incarnation() -> u64 {
+    let random = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let hex: String = random.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    u64::from_str_radix(&hex, 16).unwrap_or(0) ^ now
 }
 
 /// Sends back what it gets, on every connection.

@@ -1,9 +1,13 @@
 //! Servers.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::HostId;
+use crate::hardware::HardwareFacts;
+use crate::ids::{DatastoreId, HostId};
 use crate::meta::Meta;
 use crate::task::Problem;
 use crate::units::{Bytes, Vcpus};
@@ -13,6 +17,24 @@ use crate::units::{Bytes, Vcpus};
 pub struct Host {
     pub id: HostId,
     pub meta: Meta,
+    /// Where other servers reach it; absent while it belongs to no cluster.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// The port of its API there, where it is not the usual one.
+    #[serde(default)]
+    pub api_port: Option<u16>,
+    /// It is to be empty of running VMs, and to stay so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+}
+
+/// Maintenance: running VMs are moved away, and none is placed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    pub since: Timestamp,
+    /// Disks that only this server reaches move along; otherwise their VMs stay.
+    #[serde(default)]
+    pub move_local_disks: bool,
 }
 
 /// What a server's daemon found there at its start, and what is wrong there now.
@@ -28,10 +50,20 @@ pub struct HostStatus {
     pub capacity: HostCapacity,
     pub qemu: QemuInfo,
     pub kvm: KvmVerdict,
+    /// What its QEMU can give a guest; none where QEMU could not be asked.
+    #[serde(default)]
+    pub hardware: Option<HardwareFacts>,
     pub cgroups: String,
+    /// The largest packet of a guest that fits between this server and others. None
+    /// outside a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_mtu: Option<u32>,
     /// What keeps the server from doing its work in full; empty when all is well.
     #[serde(default)]
     pub conditions: Vec<Condition>,
+    /// Shared datastores that are proven to be the same storage here as elsewhere.
+    #[serde(default)]
+    pub shared_datastores: BTreeSet<DatastoreId>,
 }
 
 /// Something that is wrong on a server until it is mended.

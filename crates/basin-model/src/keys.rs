@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use crate::ids::{DatastoreId, HostId, ImageId, NetworkId, TaskId, TokenId, VmId, VolumeId};
 use crate::name::Name;
+use crate::network::Vni;
 use crate::units::MacAddr;
 
 /// Every key starts with this: `/basin/` and the version of the layout.
@@ -23,10 +24,15 @@ pub enum Kind {
     Task,
     Workflow,
     Token,
+    Alive,
+    JoinToken,
+    RemovedHost,
+    StoreMember,
+    Issued,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Vm,
         Kind::VmStatus,
         Kind::Volume,
@@ -38,6 +44,11 @@ impl Kind {
         Kind::Task,
         Kind::Workflow,
         Kind::Token,
+        Kind::Alive,
+        Kind::JoinToken,
+        Kind::RemovedHost,
+        Kind::StoreMember,
+        Kind::Issued,
     ];
 
     const fn word(self) -> &'static str {
@@ -53,6 +64,11 @@ impl Kind {
             Kind::Task => "task",
             Kind::Workflow => "workflow",
             Kind::Token => "token",
+            Kind::Alive => "alive",
+            Kind::JoinToken => "join-token",
+            Kind::RemovedHost => "removed-host",
+            Kind::StoreMember => "store-member",
+            Kind::Issued => "issued",
         }
     }
 
@@ -110,6 +126,42 @@ pub fn token(id: TokenId) -> String {
     Kind::Token.key(id)
 }
 
+/// That the server's daemon runs, under its lease.
+pub fn alive(id: HostId) -> String {
+    Kind::Alive.key(id)
+}
+pub fn join_token(id: TokenId) -> String {
+    Kind::JoinToken.key(id)
+}
+pub fn removed_host(id: HostId) -> String {
+    Kind::RemovedHost.key(id)
+}
+
+/// The server that is to run a member of etcd.
+pub fn store_member(id: HostId) -> String {
+    Kind::StoreMember.key(id)
+}
+
+/// A certificate that was signed, by its serial number in hex.
+pub fn issued(serial: &str) -> String {
+    Kind::Issued.key(serial)
+}
+
+/// The cluster's own record.
+pub fn cluster() -> String {
+    format!("{ROOT}cluster")
+}
+
+/// Who leads, under that server's lease.
+pub fn leader() -> String {
+    format!("{ROOT}leader")
+}
+
+/// The cluster's certificate authority.
+pub fn authority() -> String {
+    format!("{ROOT}secret/authority")
+}
+
 /// Who holds a MAC address.
 pub fn mac(mac: MacAddr) -> String {
     format!("{ROOT}mac/{mac}")
@@ -118,6 +170,11 @@ pub fn mac(mac: MacAddr) -> String {
 /// Who holds an address of a network.
 pub fn address(network: NetworkId, address: std::net::Ipv4Addr) -> String {
     format!("{ROOT}address/{network}/{address}")
+}
+
+/// Which network has a VXLAN network identifier.
+pub fn vni(vni: Vni) -> String {
+    format!("{ROOT}vni/{vni}")
 }
 
 /// Which VM has a volume attached: a volume belongs to one at most.

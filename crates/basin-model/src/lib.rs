@@ -12,7 +12,9 @@
 //!
 //! These types are what the store holds. What travels over HTTP is `basin-api`.
 
+pub mod cluster;
 pub mod datastore;
+pub mod hardware;
 pub mod host;
 pub mod ids;
 pub mod image;
@@ -28,4 +30,4 @@ pub mod volume;
 pub use ids::{DatastoreId, HostId, ImageId, NetworkId, NicId, TaskId, TokenId, VmId, VolumeId};
 pub use meta::Meta;
 pub use name::{Labels, Name};
-pub use units::{Bytes, Generation, MacAddr, Vcpus};
+pub use units::{Bytes, BytesPerSecond, Generation, MacAddr, Vcpus};

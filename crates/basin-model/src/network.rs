@@ -1,5 +1,6 @@
 //! Networks that VMs attach to.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -14,6 +15,65 @@ pub struct Network {
     pub id: NetworkId,
     pub meta: Meta,
     pub kind: NetworkKind,
+    /// What tells its frames from those of other networks between servers. Given for
+    /// the network's whole life; absent until the server belongs to a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<Vni>,
+    /// The largest packet of its guests where it spans servers, the same on all of
+    /// them and for the network's whole life; [`Network::OVERLAY_MTU`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+/// A VXLAN network identifier: 24 bits, never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Vni(u32);
+
+impl Vni {
+    pub const MIN: Vni = Vni(1);
+    pub const MAX: Vni = Vni((1 << 24) - 1);
+
+    pub fn new(number: u32) -> Option<Vni> {
+        (Vni::MIN.0..=Vni::MAX.0).contains(&number).then_some(Vni(number))
+    }
+
+    pub fn get(self) -> u32 {
+        self.0
+    }
+
+    /// Where to look first for a network's: two that are made at once rarely want the
+    /// same, and other software's VXLAN on the same servers rarely has it.
+    pub fn likely(network: NetworkId) -> Vni {
+        let bits = network.uuid().as_u128() as u32 & Vni::MAX.0;
+        Vni::new(bits).unwrap_or(Vni::MIN)
+    }
+
+    /// The first from `from` on, around the end, for which `free` holds.
+    pub fn first_free(from: Vni, free: impl Fn(Vni) -> bool) -> Option<Vni> {
+        let ahead = from.0..=Vni::MAX.0;
+        ahead.chain(Vni::MIN.0..from.0).map(Vni).find(|vni| free(*vni))
+    }
+}
+
+impl TryFrom<u32> for Vni {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Vni, String> {
+        Vni::new(number).ok_or_else(|| format!("{number} is not a VXLAN network identifier"))
+    }
+}
+
+impl From<Vni> for u32 {
+    fn from(vni: Vni) -> u32 {
+        vni.0
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// How a network reaches the world.
@@ -30,6 +90,11 @@ pub enum NetworkKind {
 }
 
 impl Network {
+    /// Ethernet's own 1500 less what VXLAN over IPv4 puts around a frame.
+    pub const OVERLAY_MTU: u32 = 1500 - Network::VXLAN_OVERHEAD;
+    /// Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
+    pub const VXLAN_OVERHEAD: u32 = 20 + 8 + 8 + 14;
+
     pub fn subnet(&self) -> Ipv4Net {
         match &self.kind {
             NetworkKind::Nat { subnet, .. } => *subnet,
@@ -48,5 +113,32 @@ impl Network {
             && address != subnet.network()
             && address != subnet.broadcast()
             && address != self.gateway()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_identifier_goes_around_the_end() {
+        let check = |from: u32, taken: &[u32], expect: Option<u32>| {
+            let free = |v: Vni| !taken.contains(&v.get());
+            let found = Vni::first_free(Vni::new(from).unwrap(), free);
+            assert_eq!(found.map(Vni::get), expect, "from {from}");
+        };
+        check(1, &[], Some(1));
+        check(1, &[1, 2], Some(3));
+        check(Vni::MAX.get(), &[Vni::MAX.get(), 1], Some(2));
+        assert_eq!((Vni::new(0), Vni::new(1 << 24)), (None, None));
+    }
+
+    #[test]
+    fn a_record_of_before_has_no_identifier() {
+        let old = r#"{"id":"0190a5f2-7c1e-7d3a-9b1f-2f6f0c9e4d11","meta":{"name":"n",
+            "description":"","labels":{},"created_at":"2026-01-01T00:00:00Z"},
+            "kind":{"kind":"nat","subnet":"10.1.0.0/24","domain":"vm"}}"#;
+        let network: Network = serde_json::from_str(old).unwrap();
+        assert_eq!((network.vni, network.mtu), (None, None));
     }
 }

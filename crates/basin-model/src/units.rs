@@ -125,6 +125,28 @@ impl FromStr for Bytes {
     }
 }
 
+/// A rate of data.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct BytesPerSecond(pub u64);
+
+impl BytesPerSecond {
+    pub const fn mib(n: u64) -> BytesPerSecond {
+        BytesPerSecond(n << 20)
+    }
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for BytesPerSecond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/s", Bytes(self.0)))
+    }
+}
+
 /// A number of virtual CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::hardware::GuestHardware;
 use crate::ids::{HostId, ImageId, NetworkId, NicId, VmId, VolumeId};
 use crate::meta::Meta;
 use crate::units::{Bytes, Generation, MacAddr, Vcpus};
@@ -19,6 +20,10 @@ pub struct Vm {
     pub run: Run,
     /// The server that owns the VM, once one does.
     pub placement: Option<Placement>,
+    /// What the guest sees, fixed by the last start. None: never started, or by a
+    /// server that could not say; then its QEMU decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<GuestHardware>,
 }
 
 /// Which server owns a VM, and by which hand-over.
@@ -88,7 +93,8 @@ pub struct VmSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "name")]
 pub enum CpuModel {
-    /// What Basin finds best for the server's accelerator.
+    /// What Basin finds best: the server's own CPU, or in a cluster the best that
+    /// every server has. Resolved when the VM is started ([`Vm::hardware`]).
     #[default]
     Auto,
     /// A QEMU model by name, such as `EPYC` or `qemu64`.

@@ -1,9 +1,11 @@
 //! The seam between Basin and a server's networking.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
+use basin_model::network::Vni;
 use basin_model::{Bytes, MacAddr, NetworkId, NicId};
 use ipnet::Ipv4Net;
 
@@ -18,7 +20,25 @@ pub struct NetworkSpec {
     pub domain: String,
     /// In any order.
     pub leases: Vec<Lease>,
+    /// None: a network of this server alone.
+    pub overlay: Option<Overlay>,
 }
+
+/// How a network spans servers: Ethernet frames in UDP between their addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    pub vni: Vni,
+    /// Where other servers reach this one.
+    pub local: Ipv4Addr,
+    pub port: u16,
+    /// Where this server reaches the others: frames from anywhere else are dropped.
+    pub peers: BTreeSet<Ipv4Addr>,
+    /// The largest packet of a guest, the same on every server.
+    pub mtu: u32,
+}
+
+/// The port that VXLAN has from RFC 7348.
+pub const VXLAN_PORT: u16 = 4789;
 
 /// What DHCP answers and DNS knows about one interface.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +47,11 @@ pub struct Lease {
     pub address: Ipv4Addr,
     /// A DNS label.
     pub name: String,
+    /// The overlay address of the server where the interface is now. None: here, or nowhere.
+    pub at: Option<Ipv4Addr>,
+    /// The overlay address of the server that its machine is moving to while it runs;
+    /// this server's own when it comes here.
+    pub to: Option<Ipv4Addr>,
 }
 
 /// Counters of a tap, from the guest's point of view.
@@ -54,12 +79,39 @@ pub enum NetError {
     NoNetwork(NetworkId),
 }
 
+/// Why the server has not exactly the networks that are wanted. The others stand.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct SyncError {
+    pub affected: Affected,
+    /// The first thing that went wrong.
+    pub error: NetError,
+}
+
+/// Which networks are not known to be as they should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Affected {
+    All,
+    /// Possibly none: what went wrong keeps no network of this server from its guests.
+    Only(BTreeSet<NetworkId>),
+}
+
+impl From<NetError> for SyncError {
+    fn from(error: NetError) -> SyncError {
+        SyncError { affected: Affected::All, error }
+    }
+}
+
 /// A server's networks.
 #[async_trait]
 pub trait Fabric: Send + Sync + 'static {
     /// Makes the server have exactly these networks. Idempotent; taps of networks
     /// that stay are untouched, and what other software made is never touched.
-    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), NetError>;
+    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), SyncError>;
+
+    /// The largest packet of a guest that can go to other servers from here, when
+    /// they reach this one at `local`. None where no interface has that address.
+    async fn overlay_mtu(&self, local: Ipv4Addr) -> Option<u32>;
 
     /// Whether a network with this subnet could be made here.
     async fn check(&self, subnet: Ipv4Net) -> Result<(), NetError>;
@@ -67,6 +119,10 @@ pub trait Fabric: Send + Sync + 'static {
     /// A tap on the network's bridge, open for a machine to use. The tap lives as
     /// long as it is open or until [`Fabric::close_tap`]. Anti-spoofing: frames
     /// that the guest sends with another source MAC or IPv4 address are dropped.
+    ///
+    /// What the tap does follows from the network's lease of this MAC, at the time and
+    /// at each later sync: of a machine that is on its way here it is quiet until the
+    /// guest's first frame, and of one that is elsewhere it carries nothing.
     async fn open_tap(
         &self,
         network: NetworkId,

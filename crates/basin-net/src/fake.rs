@@ -1,6 +1,6 @@
 //! A fabric that only remembers: for tests of what stands on [`Fabric`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use basin_model::{MacAddr, NetworkId, NicId};
 use ipnet::Ipv4Net;
 
-use crate::fabric::{Fabric, NetError, NetworkSpec, TapStats};
+use crate::fabric::{Affected, Fabric, NetError, NetworkSpec, SyncError, TapStats};
 
 /// One call of a [`Fabric`] method, as it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +45,7 @@ struct State {
     stats: BTreeMap<NicId, TapStats>,
     calls: Vec<Call>,
     failures: BTreeMap<Method, (usize, String)>,
+    refused: BTreeSet<NetworkId>,
 }
 
 /// See the module.
@@ -77,6 +78,11 @@ impl FakeFabric {
         self.lock().failures.insert(method, (times, why.into()));
     }
 
+    /// Has this network never come to be; the others do.
+    pub fn refuse(&self, network: NetworkId) {
+        self.lock().refused.insert(network);
+    }
+
     pub fn set_stats(&self, nic: NicId, stats: TapStats) {
         self.lock().stats.insert(nic, stats);
     }
@@ -105,12 +111,28 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 
 #[async_trait]
 impl Fabric for FakeFabric {
-    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), NetError> {
+    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), SyncError> {
         let mut state = self.lock();
         state.enter(Method::Sync, Call::Sync(networks.to_vec()))?;
-        state.networks = networks.to_vec();
+        let (bad, good): (Vec<_>, Vec<_>) =
+            networks.iter().cloned().partition(|n| state.refused.contains(&n.id));
+        state.networks = good;
         state.taps.retain(|_, tap| networks.iter().any(|n| n.id == tap.network));
-        Ok(())
+        let affected: BTreeSet<NetworkId> = bad.iter().map(|n| n.id).collect();
+        match affected.first() {
+            None => Ok(()),
+            Some(first) => Err(SyncError {
+                error: NetError::Refused {
+                    what: format!("network {first}"),
+                    why: "the fake was told to".into(),
+                },
+                affected: Affected::Only(affected),
+            }),
+        }
+    }
+
+    async fn overlay_mtu(&self, _local: Ipv4Addr) -> Option<u32> {
+        Some(basin_model::network::Network::OVERLAY_MTU)
     }
 
     async fn check(&self, subnet: Ipv4Net) -> Result<(), NetError> {
@@ -168,6 +190,7 @@ mod tests {
             gateway: "10.77.0.1".parse().unwrap(),
             domain: "vm.test".into(),
             leases: vec![],
+            overlay: None,
         }
     }
 

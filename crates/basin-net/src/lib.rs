@@ -10,13 +10,14 @@ pub mod fake;
 pub mod linux;
 mod names;
 mod obstacles;
+mod overlay;
 mod plan;
-#[cfg(test)]
-mod plan_tests;
 mod rules;
 mod spec;
 mod state;
 
-pub use fabric::{Fabric, Lease, NetError, NetworkSpec, TapStats};
+pub use fabric::{
+    Affected, Fabric, Lease, NetError, NetworkSpec, Overlay, SyncError, TapStats, VXLAN_PORT,
+};
 pub use linux::{LinuxFabric, NetConfig};
 pub use names::Instance;

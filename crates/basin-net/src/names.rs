@@ -10,8 +10,8 @@ use basin_model::{HostId, MacAddr, NetworkId, NicId};
 
 use crate::fabric::NetError;
 
-/// Interface group of every bridge Basin makes. The kernel sets it in the same
-/// step that makes the bridge, so there is no moment at which one is unmarked.
+/// Interface group of every bridge and VXLAN port Basin makes. The kernel sets it in
+/// the same step that makes them, so there is no moment at which one is unmarked.
 pub const GROUP: u32 = 0xba51;
 
 /// What begins the name of any daemon's bridge on a server.
@@ -59,8 +59,17 @@ impl Instance {
         format!("bt{}-", self.0)
     }
 
+    pub fn overlay_prefix(&self) -> String {
+        format!("bv{}-", self.0)
+    }
+
     pub fn bridge(&self, network: NetworkId) -> String {
         format!("bb{}-{}", self.0, network.short())
+    }
+
+    /// The VXLAN port of a network's bridge.
+    pub fn overlay(&self, network: NetworkId) -> String {
+        format!("bv{}-{}", self.0, network.short())
     }
 
     pub fn tap(&self, nic: NicId) -> String {

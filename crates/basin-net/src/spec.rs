@@ -4,10 +4,12 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use basin_model::NetworkId;
 use ipnet::Ipv4Net;
 
 use crate::fabric::{Lease, NetError, NetworkSpec};
 use crate::names::{Instance, bridge_mac};
+use crate::overlay;
 use crate::state::{LinkKind, Observed};
 
 pub fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
@@ -56,9 +58,12 @@ pub fn validate(network: &NetworkSpec) -> Result<(), NetError> {
     Ok(())
 }
 
-/// The leases that can be served, and why not the others: one bad name must not
-/// take a network down.
-pub fn sound_leases(network: &NetworkSpec) -> (Vec<Lease>, Vec<NetError>) {
+/// What cannot be done, and the network that is not as it should be because of it.
+pub type Refusal = (Option<NetworkId>, NetError);
+
+/// The leases that can be served, in order, and why not the others: one bad name must
+/// not take a network down.
+fn sound_leases(network: &NetworkSpec) -> (Vec<Lease>, Vec<NetError>) {
     let NetworkSpec { subnet, gateway, .. } = network;
     let (mut macs, mut addresses) = (BTreeSet::new(), BTreeSet::from([*gateway]));
     let (mut good, mut refused) = (Vec::new(), Vec::new());
@@ -134,7 +139,7 @@ pub fn accept(
     instance: &Instance,
     wanted: &[NetworkSpec],
     observed: &Observed,
-) -> (Vec<NetworkSpec>, Vec<NetError>) {
+) -> (Vec<NetworkSpec>, Vec<Refusal>) {
     let mut sorted: Vec<&NetworkSpec> = wanted.iter().collect();
     // Networks that stand go first: a new one never displaces them.
     let stands = |n: &NetworkSpec| {
@@ -145,15 +150,20 @@ pub fn accept(
             .is_some_and(|l| l.is_own_bridge(&name, instance) && l.addresses.contains(&address(n)))
     };
     sorted.sort_by_key(|n| (!stands(n), n.id));
-    let (mut accepted, mut refused): (Vec<NetworkSpec>, Vec<NetError>) = (vec![], vec![]);
+    let (mut accepted, mut refused): (Vec<NetworkSpec>, Vec<Refusal>) = (vec![], vec![]);
     for network in sorted {
         match fits(instance, network, &accepted, observed, stands(network)) {
             Ok(()) => {
                 let (leases, bad) = sound_leases(network);
-                refused.extend(bad);
-                accepted.push(NetworkSpec { leases, ..network.clone() });
+                refused.extend(bad.into_iter().map(|e| (Some(network.id), e)));
+                let unfit =
+                    network.overlay.as_ref().and_then(|o| overlay::unfit(network, o, observed));
+                let overlay = network.overlay.clone().filter(|_| unfit.is_none());
+                // Its guests are served all the same.
+                refused.extend(unfit.map(|e| (None, e)));
+                accepted.push(NetworkSpec { leases, overlay, ..network.clone() });
             }
-            Err(e) => refused.push(e),
+            Err(e) => refused.push((Some(network.id), e)),
         }
     }
     accepted.sort_by_key(|n| n.id);
@@ -175,6 +185,21 @@ fn fits(
     {
         let device = instance.bridge(other.id);
         return Err(NetError::Overlap { subnet: network.subnet, with: other.subnet, device });
+    }
+    if let Some(overlay) = &network.overlay {
+        let refuse =
+            |why: String| Err(NetError::Refused { what: format!("network {}", network.id), why });
+        let same = |n: &&NetworkSpec| n.overlay.as_ref().is_some_and(|o| o.vni == overlay.vni);
+        if let Some(other) = accepted.iter().find(same) {
+            let vni = overlay.vni;
+            return refuse(format!("network {} has the same identifier {vni}", other.id));
+        }
+        let port = instance.overlay(network.id);
+        if observed.links.get(&port).is_some_and(|l| !l.is_own_overlay(&port, instance)) {
+            return refuse(format!(
+                "interface {port} exists already and Basin did not make it; remove or rename it"
+            ));
+        }
     }
     if let Some(link) = observed.links.get(&name)
         && !link.is_own_bridge(&name, instance)

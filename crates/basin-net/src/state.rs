@@ -36,7 +36,36 @@ pub struct Link {
     pub addresses: BTreeSet<Ipv4Net>,
     /// Only those of Basin's own interfaces are read.
     pub sysctls: BTreeMap<Sysctl, u8>,
+    /// As a port of a bridge: addresses that the bridge sends here. The port's own
+    /// is left out.
+    pub entries: BTreeMap<MacAddr, Entry>,
+    /// As a VXLAN port: where frames for an address go.
+    pub forwards: BTreeSet<Forward>,
 }
+
+/// How a bridge holds an address at a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// From frames that came in there; forgotten after a while.
+    Learned,
+    /// Kept until a frame from elsewhere on the bridge moves it.
+    Fixed,
+    /// Kept, and no frame moves it.
+    Sticky,
+}
+
+/// Where a VXLAN port sends frames for an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Forward {
+    /// [`FLOOD`] for what is for all, or for nobody known.
+    pub mac: MacAddr,
+    pub to: Ipv4Addr,
+    /// Frames that come from another server do not move it and are dropped.
+    pub fixed: bool,
+}
+
+/// The address under which a VXLAN port knows whom to send what is for all.
+pub const FLOOD: MacAddr = MacAddr([0; 6]);
 
 /// What an interface is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +73,17 @@ pub enum LinkKind {
     Bridge(BridgeSettings),
     /// A tap; as a port of a bridge it learns and floods or not.
     Tap(PortSettings),
+    Vxlan(VxlanSettings, PortSettings),
     Other,
+}
+
+/// What a VXLAN port is made with; another is another port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VxlanSettings {
+    pub vni: u32,
+    pub local: Option<Ipv4Addr>,
+    pub port: u16,
+    pub learning: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +92,21 @@ pub struct BridgeSettings {
     /// In hundredths of a second.
     pub forward_delay: u32,
     pub multicast_snooping: bool,
+    /// Whether frames that no rule sees (LLDP) teach it addresses.
+    pub link_local_learning: bool,
 }
 
 impl BridgeSettings {
     /// No loops are possible, so no waiting; guests' group memberships are not tracked.
-    pub const WANTED: BridgeSettings =
-        BridgeSettings { stp: false, forward_delay: 0, multicast_snooping: false };
+    pub const WANTED: BridgeSettings = BridgeSettings {
+        stp: false,
+        forward_delay: 0,
+        multicast_snooping: false,
+        link_local_learning: false,
+    };
 }
 
-/// The guest's address is a fixed entry of the bridge: nothing it sends moves it.
+/// What a port teaches its bridge, and whether it gets frames for unknown addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortSettings {
     pub learning: bool,
@@ -69,7 +114,14 @@ pub struct PortSettings {
 }
 
 impl PortSettings {
-    pub const WANTED: PortSettings = PortSettings { learning: false, flood: false };
+    /// The guest's address is an entry of the bridge: nothing it sends moves it.
+    pub const GUEST: PortSettings = PortSettings { learning: false, flood: false };
+    /// A guest that may begin to run here at any moment: its first frame tells. Rules
+    /// hold it to its own address.
+    pub const ARRIVING: PortSettings = PortSettings { learning: true, flood: false };
+    /// What is not here is elsewhere. It learns, since a guest that has left tells so
+    /// by a frame from there; entries of guests that stay are sticky.
+    pub const OVERLAY: PortSettings = PortSettings { learning: true, flood: true };
 }
 
 /// A kernel setting of one interface.
@@ -93,7 +145,8 @@ impl Sysctl {
         (Sysctl::RpFilter, 1),
         (Sysctl::Forwarding, 1),
     ];
-    pub const TAP: [(Sysctl, u8); 1] = [(Sysctl::DisableIpv6, 1)];
+    /// Of taps and VXLAN ports.
+    pub const PORT: [(Sysctl, u8); 1] = [(Sysctl::DisableIpv6, 1)];
 
     /// Under `/proc/sys/net`.
     pub fn path(self, device: &str) -> String {
@@ -115,6 +168,12 @@ impl Link {
         matches!(self.kind, LinkKind::Bridge(_))
             && self.group == GROUP
             && name.starts_with(&instance.bridge_prefix())
+    }
+
+    pub fn is_own_overlay(&self, name: &str, instance: &Instance) -> bool {
+        matches!(self.kind, LinkKind::Vxlan(..))
+            && self.group == GROUP
+            && name.starts_with(&instance.overlay_prefix())
     }
 
     /// Whose tap this is, if this daemon made it.

@@ -1,5 +1,5 @@
 //! What the controller asks of a server. Idempotent, so that workflows may repeat
-//! it; carried in the process today, over HTTPS between servers later.
+//! it; in the process for the own server, over HTTPS (`remote`) for the others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,10 +9,11 @@ use basin_model::datastore::{Capacity, Datastore};
 use basin_model::host::HostStatus;
 use basin_model::image::{Image, ImageContent};
 use basin_model::volume::Volume;
-use basin_model::{Bytes, DatastoreId, ImageId, NicId, VmId, VolumeId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, NicId, VmId, VolumeId};
 use basin_qemu::{BalloonStats, GuestInfo};
-use basin_storage::{ImportRequest, Progress, UploadId};
+use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -23,14 +24,16 @@ use tokio_util::sync::CancellationToken;
 pub struct NodeError(pub basin_model::task::Problem);
 
 /// Fast-changing figures of a server; never in the store (DESIGN D4).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NodeUsage {
     pub host: HostUsage,
     pub vms: BTreeMap<VmId, VmUsage>,
 }
 
 /// Figures of the server itself.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HostUsage {
     pub memory_total: Bytes,
     pub memory_available: Bytes,
@@ -43,7 +46,8 @@ pub struct HostUsage {
 }
 
 /// Figures of one VM. Counters since its QEMU process started.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VmUsage {
     pub cpu_time: Duration,
     pub resident: Bytes,
@@ -54,7 +58,8 @@ pub struct VmUsage {
 }
 
 /// Figures of one disk.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskUsage {
     pub reads: u64,
     pub read: Bytes,
@@ -65,7 +70,8 @@ pub struct DiskUsage {
 }
 
 /// Figures of one interface, from the guest's point of view.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NicUsage {
     pub received: Bytes,
     pub sent: Bytes,
@@ -86,15 +92,29 @@ pub type ConsoleIn = mpsc::Sender<Vec<u8>>;
 /// One server.
 #[async_trait]
 pub trait NodeApi: Send + Sync + 'static {
-    async fn status(&self) -> HostStatus;
+    async fn status(&self) -> Result<HostStatus, NodeError>;
 
-    async fn usage(&self) -> NodeUsage;
+    async fn usage(&self) -> Result<NodeUsage, NodeError>;
 
-    /// Checks that the datastore can be used from here and prepares it.
+    /// Takes the datastore into use here. One that is `preparing` is made first;
+    /// the directory of any other has to be it already.
     async fn open_datastore(&self, datastore: &Datastore) -> Result<Capacity, NodeError>;
 
     /// Forgets a datastore; what it holds stays.
     async fn close_datastore(&self, datastore: DatastoreId) -> Result<(), NodeError>;
+
+    /// Forgets a datastore that is no more, and takes Basin's marks off its
+    /// directory if nothing is in it.
+    async fn discard_datastore(&self, datastore: &Datastore) -> Result<(), NodeError>;
+
+    /// Looks in a shared datastore for what the server `from` just wrote there, and
+    /// answers in it: the answer is returned, for `from` to look for in turn.
+    async fn witness_datastore(
+        &self,
+        datastore: DatastoreId,
+        from: HostId,
+        proof: Proof,
+    ) -> Result<Proof, NodeError>;
 
     async fn capacity(&self, datastore: DatastoreId) -> Result<Capacity, NodeError>;
 
@@ -121,6 +141,15 @@ pub trait NodeApi: Send + Sync + 'static {
         datastore: DatastoreId,
         upload: UploadId,
     ) -> Result<(), NodeError>;
+
+    /// The image's file from `offset` on. Images never change, so a server that was
+    /// cut off goes on where it was.
+    async fn read_image(
+        &self,
+        datastore: DatastoreId,
+        image: ImageId,
+        offset: Bytes,
+    ) -> Result<ImageBytes, NodeError>;
 
     async fn delete_image(&self, datastore: DatastoreId, image: ImageId) -> Result<(), NodeError>;
 
@@ -151,7 +180,7 @@ pub trait NodeApi: Send + Sync + 'static {
 }
 
 /// What a volume's reads fall through to, or what it is copied from.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Chain {
     pub volumes: Vec<Volume>,
     pub image: Option<Image>,

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use basin_model::HostId;
+use basin_model::hardware::HardwareFacts;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
+use basin_model::{Bytes, HostId};
 
 use crate::disks::Disks;
+use crate::peers::Peers;
 
 /// How a node is set up.
 #[derive(Clone)]
@@ -20,6 +22,11 @@ pub struct NodeConfig {
     /// What the engine's probe found.
     pub qemu: QemuInfo,
     pub kvm: KvmVerdict,
+    pub peers: Arc<dyn Peers>,
+    /// At most this much is kept of other servers' images; a quarter of the state
+    /// directory's file system when absent.
+    pub image_cache: Option<Bytes>,
+    pub hardware: Option<HardwareFacts>,
 }
 
 /// Who serves disks.

@@ -22,8 +22,11 @@ pub fn status(config: &NodeConfig) -> io::Result<HostStatus> {
         capacity: config.slice.unwrap_or_else(whole_server),
         qemu: config.qemu.clone(),
         kvm: config.kvm.clone(),
+        hardware: config.hardware.clone(),
         cgroups: cgroups(),
+        overlay_mtu: None,
         conditions: Vec::new(),
+        shared_datastores: Default::default(),
     })
 }
 

@@ -5,6 +5,7 @@
 
 mod api;
 mod blockd;
+pub mod cluster;
 mod config;
 mod console;
 mod datastores;
@@ -13,11 +14,15 @@ pub mod doctor;
 pub mod etcd;
 mod files;
 mod host;
+mod images;
 mod lockfile;
 mod networks;
 mod node;
+mod peers;
 mod pidfd;
+pub mod pki;
 mod problem;
+pub mod remote;
 mod serve;
 mod usage;
 mod vms;
@@ -29,3 +34,4 @@ pub use api::{
 pub use config::{BlockdLauncher, BlockdMode, NodeConfig};
 pub use disks::{DiskError, Disks, FakeDisks};
 pub use node::LocalNode;
+pub use peers::{Alone, Peers};

@@ -1,6 +1,6 @@
 //! A server's node: puts the parts together, and is what the controller calls.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use basin_model::task::Problem;
 use basin_net::Fabric;
 use basin_qemu::Engine;
 use basin_store::Store;
-use basin_store::records::TxnBuilder;
+use basin_store::records::{self, TxnBuilder};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use crate::console::{self, Consoles};
 use crate::datastores::Datastores;
 use crate::disks::Disks;
 use crate::host;
+use crate::images::{Cache, Images};
 use crate::lockfile::{self, StateLock};
 use crate::networks::Networks;
 use crate::problem::{node_error, problem};
@@ -45,6 +46,8 @@ pub struct LocalNode {
     pub(crate) consoles: Consoles,
     pub(crate) meter: Meter,
     pub(crate) status: watch::Sender<HostStatus>,
+    /// What others find wrong here, by what it is about.
+    troubles: watch::Sender<BTreeMap<&'static str, Problem>>,
     blockd: Option<Supervisor>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -75,12 +78,19 @@ impl LocalNode {
             }
         };
         let vms = Vms::default();
-        let datastores = Arc::new(Datastores::default());
+        let before = records::get::<HostStatus>(&*store, &keys::host_status(config.host)).await;
+        let before = before.map_err(|e| node_error(&e))?.map(|s| s.value.shared_datastores);
+        let (host, peers) = (config.host, config.peers.clone());
+        let datastores =
+            Datastores::new(host, store.clone(), peers.clone(), before.unwrap_or_default());
+        let datastores = Arc::new(datastores);
         let (opened, first_open) = oneshot::channel();
-        let follow = datastores.clone().follow(store.clone(), config.host, opened, stop.clone());
-        tasks.spawn(follow);
+        tasks.spawn(datastores.clone().follow(opened, stop.clone()));
+        let cache = Cache::new(config.state_dir.join("images-cache"), config.image_cache);
+        let images = Arc::new(Images::new(host, store.clone(), datastores.clone(), peers, cache));
+        tasks.spawn(images.clone().follow(stop.clone()));
         let (networks, work) =
-            Networks::start(store.clone(), fabric.clone(), vms.clone(), stop.clone());
+            Networks::start(store.clone(), fabric.clone(), vms.clone(), config.host, stop.clone());
         tasks.spawn(work);
 
         let parts = Arc::new(Parts {
@@ -88,7 +98,7 @@ impl LocalNode {
             engine: engine.clone(),
             fabric,
             disks,
-            datastores: datastores.clone(),
+            images,
             networks,
             state_dir: config.state_dir.clone(),
             run_dir: config.run_dir.clone(),
@@ -130,6 +140,7 @@ impl LocalNode {
             consoles: Consoles::default(),
             meter: Meter::default(),
             status: watch::channel(status).0,
+            troubles: watch::Sender::default(),
             blockd,
             stop,
             tasks,
@@ -152,23 +163,52 @@ impl LocalNode {
         drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
-    /// Every condition there is now.
-    fn conditions(&self) -> Vec<Condition> {
+    /// Shows what somebody else finds wrong here among the server's conditions.
+    pub fn watch_trouble(
+        self: &Arc<Self>,
+        subject: &'static str,
+        mut trouble: watch::Receiver<Option<Problem>>,
+    ) {
+        let node = self.clone();
+        self.tasks.spawn(async move {
+            loop {
+                let now = trouble.borrow_and_update().clone();
+                node.troubles.send_modify(|all| match now {
+                    Some(problem) => drop(all.insert(subject, problem)),
+                    None => drop(all.remove(subject)),
+                });
+                tokio::select! {
+                    () = node.stop.cancelled() => return,
+                    changed = trouble.changed() => if changed.is_err() { return },
+                }
+            }
+        });
+    }
+
+    /// The host's status with the conditions of this moment.
+    fn look(&self) -> HostStatus {
         let about = |subject: &str, problem: Option<Problem>| {
             problem.map(|problem| Condition { subject: subject.to_owned(), problem })
         };
-        let mut all = self.datastores.conditions();
-        all.extend(about("networks", self.parts.networks.problem()));
-        all.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
-        all
+        let (mut conditions, shared_datastores) = self.datastores.report();
+        conditions.extend(about("networks", self.parts.networks.problem()));
+        let overlay_mtu = self.parts.networks.overlay_mtu();
+        conditions.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
+        let troubles = self.troubles.borrow();
+        conditions.extend(troubles.iter().filter_map(|(s, p)| about(s, Some(p.clone()))));
+        drop(troubles);
+        self.status.send_modify(|status| {
+            status.conditions = conditions;
+            status.shared_datastores = shared_datastores;
+            status.overlay_mtu = overlay_mtu;
+        });
+        self.status.borrow().clone()
     }
 
     /// Brings the host's status up to date, and the store's copy of it unless that is
     /// what was `written`. False: it has to be tried again.
     async fn write_status(&self, written: &mut Option<HostStatus>) -> bool {
-        let conditions = self.conditions();
-        self.status.send_modify(|status| status.conditions = conditions);
-        let status = self.status.borrow().clone();
+        let status = self.look();
         if written.as_ref() == Some(&status) {
             return true;
         }
@@ -187,6 +227,7 @@ impl LocalNode {
     async fn report(self: Arc<Self>, mut written: Option<HostStatus>) {
         let mut networks = self.parts.networks.changes();
         let mut datastores = self.datastores.changes();
+        let mut troubles = self.troubles.subscribe();
         let mut blockd = self.blockd.as_ref().map(Supervisor::changes);
         loop {
             let done = self.write_status(&mut written).await;
@@ -207,6 +248,7 @@ impl LocalNode {
                 () = self.stop.cancelled() => return,
                 Ok(()) = networks.changed() => {}
                 Ok(()) = datastores.changed() => {}
+                Ok(()) = troubles.changed() => {}
                 () = blockd => {}
                 () = timer => {}
                 else => return,

@@ -62,6 +62,14 @@ impl Explain for StorageError {
                 "fetch-failed",
                 "check the URL, and that this server can reach it, for instance with curl",
             ),
+            StorageError::NotMounted { .. } => (
+                "datastore-not-mounted",
+                "mount its file system on the server; Basin then opens it by itself",
+            ),
+            StorageError::Unshared { .. } => (
+                "datastore-not-shared",
+                "mount the same storage at that path on every server; Basin then checks again",
+            ),
             StorageError::Cancelled => ("cancelled", "start it again if it is still wanted"),
             StorageError::Io { .. } => {
                 ("storage-io", "look at the server's disks and kernel log (dmesg); then try again")
@@ -73,7 +81,10 @@ impl Explain for StorageError {
     fn tries(&self) -> u32 {
         match self {
             StorageError::Full { .. } => A_FEW_TIMES,
-            StorageError::Io { .. } | StorageError::NotFound(_) => OFTEN,
+            StorageError::Io { .. }
+            | StorageError::NotFound(_)
+            | StorageError::NotMounted { .. }
+            | StorageError::Unshared { .. } => OFTEN,
             _ => ONCE,
         }
     }
@@ -161,6 +172,14 @@ impl Explain for DiskError {
             Some(ErrorCode::Io) => {
                 ("disk-io", "look at the server's disks and kernel log (dmesg); then try again")
             }
+            Some(ErrorCode::Late) => (
+                "disk-late",
+                "look at the VM that still uses the disk, and at the datastore's speed",
+            ),
+            Some(ErrorCode::MirrorFailed) => (
+                "mirror-failed",
+                "look at the network and at the target server; then move the disk again",
+            ),
         };
         problem(code, self.message.clone(), advice)
     }
@@ -168,7 +187,7 @@ impl Explain for DiskError {
     fn tries(&self) -> u32 {
         match self.code {
             Some(ErrorCode::Corrupt | ErrorCode::Fenced | ErrorCode::Invalid) => ONCE,
-            Some(ErrorCode::Locked) => A_FEW_TIMES,
+            Some(ErrorCode::Locked | ErrorCode::Late | ErrorCode::MirrorFailed) => A_FEW_TIMES,
             None | Some(ErrorCode::NotFound | ErrorCode::Io) => OFTEN,
         }
     }

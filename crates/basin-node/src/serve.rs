@@ -1,13 +1,15 @@
 //! What the controller asks of a server's storage, and of VMs' consoles and figures.
 
 use async_trait::async_trait;
-use basin_model::datastore::{Capacity, Datastore};
+use basin_model::datastore::{Capacity, Datastore, DatastoreKind, DatastoreState};
 use basin_model::host::HostStatus;
 use basin_model::image::{ImageContent, ImageState};
 use basin_model::volume::{Volume, VolumeFormat, VolumeSource};
-use basin_model::{Bytes, DatastoreId, ImageId, VmId, keys};
-use basin_storage::{ImportRequest, LayerFile, NewVolume, Progress, UploadId, VolumeContent};
-use basin_store::records;
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, VmId};
+use basin_storage::{
+    DirDatastore, ImageBytes, ImportRequest, LayerFile, NewVolume, Progress, Proof, StorageError,
+    UploadId, VolumeContent,
+};
 use ipnet::Ipv4Net;
 use tokio::io::AsyncRead;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +27,7 @@ impl LocalNode {
     }
 
     /// The files that a new volume copies or falls through to, top first.
-    fn chain_files(&self, chain: &Chain) -> Answer<Vec<LayerFile>> {
+    async fn chain_files(&self, chain: &Chain, progress: &Progress) -> Answer<Vec<LayerFile>> {
         let mut files = Vec::new();
         for volume in &chain.volumes {
             files.push(self.place(volume.datastore)?.volume(volume.id, volume.format));
@@ -35,7 +37,8 @@ impl LocalNode {
                 let detail = format!("image {} is not ready", image.meta.name);
                 return Err(problem("image-not-ready", detail, "wait for its import").into());
             };
-            files.push(self.place(image.datastore)?.image(image.id, content.format));
+            let file = self.parts.images.file(image, content.format, progress).await;
+            files.push(file.map_err(|e| node_error(&e))?);
         }
         Ok(files)
     }
@@ -43,28 +46,49 @@ impl LocalNode {
 
 #[async_trait]
 impl NodeApi for LocalNode {
-    async fn status(&self) -> HostStatus {
-        self.status.borrow().clone()
+    async fn status(&self) -> Answer<HostStatus> {
+        Ok(self.status.borrow().clone())
     }
 
-    async fn usage(&self) -> NodeUsage {
-        self.meter.read(&self.machines, &self.vms, &self.parts).await
+    async fn usage(&self) -> Answer<NodeUsage> {
+        Ok(self.meter.read(&self.machines, &self.vms, &self.parts).await)
     }
 
     async fn open_datastore(&self, datastore: &Datastore) -> Answer<Capacity> {
         let opened = self.datastores.open(datastore).await;
         let capacity = match opened {
-            Ok(place) => place.capacity().await,
+            Ok(place) => {
+                self.datastores.check(datastore, &place).await;
+                basin_storage::Datastore::capacity(&*place).await
+            }
             Err(error) => Err(error),
         };
-        if capacity.is_err() {
-            // Refused: its record is not going to be. One that has a record stays.
-            let key = keys::datastore(datastore.id);
-            if let Ok(None) = records::get::<Datastore>(&*self.store, &key).await {
-                self.datastores.close(datastore.id).await;
-            }
+        if capacity.is_err() && datastore.state == DatastoreState::Preparing {
+            // Its record says what became of it; this server has no part in it.
+            self.datastores.close(datastore.id).await;
         }
         capacity.map_err(|e| node_error(&e))
+    }
+
+    async fn discard_datastore(&self, datastore: &Datastore) -> Answer<()> {
+        self.datastores.close(datastore.id).await;
+        let DatastoreKind::Dir { path } = datastore.kind.clone();
+        let id = datastore.id;
+        let done = tokio::task::spawn_blocking(move || DirDatastore::unmake(id, path)).await;
+        let done = done.unwrap_or_else(|e| {
+            let what = format!("discarding datastore {id}");
+            Err(StorageError::Io { what, source: std::io::Error::other(e) })
+        });
+        done.map_err(|e| node_error(&e))
+    }
+
+    async fn witness_datastore(
+        &self,
+        datastore: DatastoreId,
+        from: HostId,
+        proof: Proof,
+    ) -> Answer<Proof> {
+        self.datastores.witness(datastore, from, proof).await
     }
 
     async fn close_datastore(&self, datastore: DatastoreId) -> Answer<()> {
@@ -104,6 +128,15 @@ impl NodeApi for LocalNode {
         self.place(datastore)?.discard_upload(upload).await.map_err(|e| node_error(&e))
     }
 
+    async fn read_image(
+        &self,
+        datastore: DatastoreId,
+        image: ImageId,
+        offset: Bytes,
+    ) -> Answer<ImageBytes> {
+        self.place(datastore)?.read_image(image, offset).await.map_err(|e| node_error(&e))
+    }
+
     async fn delete_image(&self, datastore: DatastoreId, image: ImageId) -> Answer<()> {
         self.place(datastore)?.delete_image(image).await.map_err(|e| node_error(&e))
     }
@@ -115,7 +148,12 @@ impl NodeApi for LocalNode {
         progress: Progress,
         cancel: CancellationToken,
     ) -> Answer<()> {
-        let layers = self.chain_files(chain)?;
+        // An image of another server may have to be fetched first.
+        let layers = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(node_error(&StorageError::Cancelled)),
+            layers = self.chain_files(chain, &progress) => layers?,
+        };
         let content = match volume.source {
             VolumeSource::Blank => VolumeContent::Blank,
             VolumeSource::Image { .. } | VolumeSource::Volume { .. } => VolumeContent::Copy(layers),

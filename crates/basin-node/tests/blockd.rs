@@ -99,7 +99,7 @@ async fn blockd_outlives_the_daemon_and_is_replaced_when_it_dies() {
         server.until(async || exports(&dir).await.filter(|(pid, _)| *pid != first)).await;
     assert_ne!(first, second);
     assert_eq!(served.len(), 2);
-    assert_eq!(node.status().await.conditions, []);
+    assert_eq!(node.status().await.unwrap().conditions, []);
 
     // Killed while nobody watches, with a lost note of what it served.
     node.shutdown().await;
@@ -123,7 +123,8 @@ async fn a_blockd_that_cannot_start_is_a_condition_of_the_host() {
     let config = NodeConfig { blockd: BlockdMode::Process(launcher), ..server.config() };
     let (store, engine) = (server.store.clone(), Arc::new(server.world.engine()));
     let node = LocalNode::start(config, store, engine, server.fabric.clone()).await.unwrap();
-    let condition = server.until(async || node.status().await.conditions.into_iter().next()).await;
+    let condition =
+        server.until(async || node.status().await.unwrap().conditions.into_iter().next()).await;
     assert_eq!(
         (condition.subject.as_str(), condition.problem.code.as_str()),
         ("blockd", "blockd-down")

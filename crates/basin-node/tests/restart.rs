@@ -189,7 +189,7 @@ async fn a_thousand_vms_settle_and_then_cost_nothing() {
         server.wait(vm.id, running).await;
     }
     assert_eq!(server.world.running().len(), ALL as usize);
-    assert_eq!(node.usage().await.vms.len(), ALL as usize);
+    assert_eq!(node.usage().await.unwrap().vms.len(), ALL as usize);
     // At rest nothing is written: every status is as it was.
     let before = server.revision().await;
     server.power(&mut vms[0], Power::Paused).await;

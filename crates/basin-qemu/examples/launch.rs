@@ -37,6 +37,7 @@ async fn main() -> Result<(), Any> {
         memory: Bytes::mib(256),
         cpu_model: CpuModel::Auto,
         machine: if machine == "q35" { MachineType::Q35 } else { MachineType::Microvm },
+        machine_version: None,
         boot: BootSpec::Kernel {
             kernel: kernel.into(),
             initrd: Some(initrd.into()),

@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use basin_model::hardware::MachineVersion;
 use basin_model::vm::{CpuModel, Machine as MachineType, QemuProcess};
 use basin_model::{Bytes, Generation, MacAddr, Vcpus, VmId};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::broadcast;
+
+use crate::migrate::{Incoming, Migrate, MigrationPhase, MigrationSupport};
 
 /// One machine to run, with every resource it needs already prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +26,10 @@ pub struct MachineSpec {
     pub memory: Bytes,
     pub cpu_model: CpuModel,
     pub machine: MachineType,
+    /// Such as `7.2` for `pc-q35-7.2`, so that the guest may move to another QEMU. None:
+    /// the newest that QEMU has, and for a microvm always, which has no versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_version: Option<MachineVersion>,
     pub boot: BootSpec,
     /// In boot order.
     pub disks: Vec<DiskSpec>,
@@ -75,6 +82,14 @@ pub enum MachineState {
     Crashed,
     /// The guest is off; the process may still be there.
     Shutdown,
+    /// It waits for a guest to come, or the guest is coming. Not a pause.
+    Incoming,
+    /// Its guest is on the way to another engine and stopped for that. Not a pause: it must
+    /// not be resumed.
+    Switching,
+    /// Its guest has gone to another engine, all of its memory too. Must not be resumed, and
+    /// can be killed once the target is known to run it.
+    Migrated,
     /// The process is gone.
     Gone,
 }
@@ -96,6 +111,10 @@ pub enum MachineEvent {
     Watchdog,
     Paused,
     Resumed,
+    /// The guest was stopped for the last part of its migration: no pause.
+    Switching,
+    /// A migration, outgoing or incoming, has come this far.
+    Migration(MigrationPhase),
     /// The process ended; `detail` has its status or last words where known.
     Exited {
         detail: String,
@@ -103,7 +122,7 @@ pub enum MachineEvent {
 }
 
 /// What the balloon device tells about the guest's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct BalloonStats {
     /// What the guest has now.
     pub actual: Bytes,
@@ -164,6 +183,19 @@ pub trait Engine: Send + Sync + 'static {
         taps: Vec<OwnedFd>,
     ) -> Result<Arc<dyn Machine>, EngineError>;
 
+    /// As [`Engine::launch`], for a guest that comes from another engine: returns once it
+    /// can [`Migrate::listen`]. The guest runs by itself when it is all there; until then
+    /// the machine is [`MachineState::Incoming`], and ends when its source goes away.
+    async fn launch_incoming(
+        &self,
+        spec: &MachineSpec,
+        taps: Vec<OwnedFd>,
+        incoming: &Incoming,
+    ) -> Result<Arc<dyn Machine>, EngineError>;
+
+    /// What guests may come here, and how.
+    async fn migration_support(&self) -> Result<MigrationSupport, EngineError>;
+
     /// Every machine of this engine that still runs, after a daemon's restart.
     /// What cannot be controlled any more is killed, and not reported.
     async fn adopt(&self) -> Result<Vec<Adopted>, EngineError>;
@@ -178,7 +210,7 @@ pub trait Engine: Send + Sync + 'static {
 
 /// A machine that was launched or adopted.
 #[async_trait]
-pub trait Machine: Send + Sync {
+pub trait Machine: Migrate {
     fn process(&self) -> QemuProcess;
 
     async fn state(&self) -> Result<MachineState, EngineError>;

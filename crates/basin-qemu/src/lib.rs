@@ -6,6 +6,8 @@
 mod console;
 mod engine;
 pub mod fake;
+mod hardware;
+pub mod migrate;
 pub mod probe;
 pub mod qemu;
 
@@ -13,3 +15,4 @@ pub use engine::{
     Adopted, BalloonStats, BootSpec, CdromSpec, ConsoleIo, ConsoleStream, DiskSpec, Engine,
     EngineError, GuestInfo, Machine, MachineEvent, MachineSpec, MachineState, NicSpec,
 };
+pub use hardware::{Flash, Hardware};

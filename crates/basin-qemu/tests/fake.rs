@@ -18,6 +18,7 @@ fn spec(n: u128) -> MachineSpec {
         memory: Bytes::mib(64),
         cpu_model: CpuModel::Auto,
         machine: MachineType::Q35,
+        machine_version: None,
         boot: BootSpec::Bios,
         disks: vec![],
         cdroms: vec![],

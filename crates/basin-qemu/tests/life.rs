@@ -2,13 +2,35 @@
 
 mod support;
 
-use basin_model::vm::Machine as MachineType;
-use basin_qemu::{EngineError, MachineEvent, MachineState};
+use basin_model::hardware::MachineVersion;
+use basin_model::vm::{CpuModel, Machine as MachineType};
+use basin_qemu::{Engine, EngineError, MachineEvent, MachineState};
 use support::guest::says;
 use support::{Server, become_state, booted, hear, launch, next};
 use tokio::io::AsyncWriteExt;
 
 const TYPES: [MachineType; 2] = [MachineType::Q35, MachineType::Microvm];
+
+#[tokio::test]
+async fn a_guest_gets_the_cpu_and_the_machine_that_were_fixed() {
+    let server = Server::new();
+    let engine = server.engine().await;
+    let facts = engine.hardware_facts().expect("QEMU says what it can do").clone();
+    assert!(facts.cpus.runs("Nehalem-v1"), "{facts:?}");
+    let mut spec = server.spec(MachineType::Q35);
+    spec.cpu_model = CpuModel::Named("Nehalem-v1".to_owned());
+    spec.machine_version = Some(facts.q35[0]);
+    let (machine, mut console) = launch(&engine, &spec).await;
+    booted(&*machine).await;
+    console.write_all(b"x").await.unwrap();
+    hear(&mut console, b"x").await;
+    machine.kill().await.unwrap();
+
+    // One that this QEMU has not: refused in QEMU's own words, and nothing stays.
+    spec.machine_version = Some(MachineVersion::new(6, 66));
+    let error = engine.launch(&spec, vec![]).await.err().unwrap().to_string();
+    assert!(error.contains("list supported machines"), "{error}");
+}
 
 #[tokio::test]
 async fn a_guest_boots_talks_pauses_and_is_reset() {

@@ -1,5 +1,7 @@
 //! Pure. Which server a VM starts on: it must fit, and the least loaded wins.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use basin_model::host::HostCapacity;
@@ -10,8 +12,8 @@ use basin_model::{Bytes, HostId, Vcpus};
 pub struct Demand {
     pub vcpus: Vcpus,
     pub memory: Bytes,
-    /// The only server that reaches the VM's disks, when they are local to one.
-    pub tied_to: Option<HostId>,
+    /// The servers that do not reach all of the VM's disks, and why.
+    pub cut_off: BTreeMap<HostId, String>,
 }
 
 /// A server, as placement sees it.
@@ -26,13 +28,17 @@ pub struct Candidate {
     pub committed: Bytes,
     /// Why no VM can start there at all, when none can.
     pub unusable: Option<String>,
+    /// It is being emptied for maintenance, and stays empty.
+    pub draining: bool,
 }
 
 /// Why a server was not chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     Unusable(String),
-    DisksElsewhere,
+    /// It does not reach the VM's disks.
+    CutOff(String),
+    Draining,
     TooFewCpus {
         needed: Vcpus,
         there: Vcpus,
@@ -52,7 +58,8 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Unusable(why) => write!(f, "it cannot run VMs: {why}"),
-            Reason::DisksElsewhere => f.write_str("the VM's disks are on another server"),
+            Reason::CutOff(why) => f.write_str(why),
+            Reason::Draining => f.write_str("it is being drained ('basin host undrain' ends that)"),
             Reason::TooFewCpus { needed, there } => {
                 write!(f, "{needed} vCPUs are more than its {there} CPUs")
             }
@@ -84,6 +91,15 @@ pub fn overhead(memory: Bytes, emulated: bool) -> Bytes {
     Bytes::mib(48) + Bytes(memory.get() / 128) + translated
 }
 
+/// Orders servers by the committed share of their memory; ties go by id. Compared as
+/// products: a/b < c/d without the rounding of a division.
+pub fn fuller(a: &Candidate, b: &Candidate) -> Ordering {
+    let share = |x: &Candidate, y: &Candidate| {
+        u128::from(x.committed.get()) * u128::from(y.capacity.memory.get())
+    };
+    share(a, b).cmp(&share(b, a)).then(a.host.cmp(&b.host))
+}
+
 /// Chooses the server with the largest free share of its memory; ties go to the
 /// lowest id, so that the same snapshot always gives the same answer.
 pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
@@ -91,8 +107,11 @@ pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
         if let Some(why) = &c.unusable {
             return Err(Reason::Unusable(why.clone()));
         }
-        if demand.tied_to.is_some_and(|host| host != c.host) {
-            return Err(Reason::DisksElsewhere);
+        if let Some(why) = demand.cut_off.get(&c.host) {
+            return Err(Reason::CutOff(why.clone()));
+        }
+        if c.draining {
+            return Err(Reason::Draining);
         }
         if demand.vcpus > c.capacity.cpus {
             return Err(Reason::TooFewCpus { needed: demand.vcpus, there: c.capacity.cpus });
@@ -104,13 +123,6 @@ pub fn place(demand: &Demand, candidates: &[Candidate]) -> Verdict {
             return Err(Reason::TooLittleMemory { needed, free, there });
         }
         Ok(())
-    };
-    // Compared as products: a/b < c/d without the rounding of a division.
-    let fuller = |a: &Candidate, b: &Candidate| {
-        let share = |x: &Candidate, y: &Candidate| {
-            u128::from(x.committed.get()) * u128::from(y.capacity.memory.get())
-        };
-        share(a, b).cmp(&share(b, a)).then(a.host.cmp(&b.host))
     };
     let chosen = candidates.iter().filter(|c| fits(c).is_ok()).min_by(|a, b| fuller(a, b));
     let others = candidates
@@ -143,11 +155,12 @@ mod tests {
             emulated: false,
             committed: Bytes::gib(committed_gib),
             unusable: None,
+            draining: false,
         }
     }
 
     fn demand(gib: u64) -> Demand {
-        Demand { vcpus: Vcpus(2), memory: Bytes::gib(gib), tied_to: None }
+        Demand { vcpus: Vcpus(2), memory: Bytes::gib(gib), cut_off: BTreeMap::new() }
     }
 
     fn check(demand: &Demand, candidates: &[Candidate], expect: Result<u8, &[&str]>) {
@@ -185,8 +198,24 @@ mod tests {
                 "srv3: it cannot run VMs: QEMU is not installed",
             ]),
         );
-        let tied = Demand { tied_to: Some(host(9)), ..demand(1) };
-        check(&tied, &[candidate(1, 8, 0)], Err(&["srv1: the VM's disks are on another server"]));
+    }
+
+    #[test]
+    fn a_vm_goes_only_where_its_disks_are() {
+        let why = "datastore 'fast' is on srv2";
+        let tied = Demand { cut_off: [(host(1), why.to_owned())].into(), ..demand(1) };
+        check(&tied, &[candidate(1, 8, 0)], Err(&["srv1: datastore 'fast' is on srv2"]));
+        check(&tied, &[candidate(1, 8, 0), candidate(2, 8, 7), candidate(3, 8, 6)], Ok(3));
+    }
+
+    #[test]
+    fn a_server_that_is_drained_takes_nothing() {
+        let drained = Candidate { draining: true, ..candidate(4, 64, 0) };
+        check(
+            &demand(1),
+            &[drained],
+            Err(&["srv4: it is being drained ('basin host undrain' ends that)"]),
+        );
     }
 
     proptest! {

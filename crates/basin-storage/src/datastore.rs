@@ -1,6 +1,8 @@
 //! The seam between Basin and a place that holds volumes and images.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,6 +28,27 @@ pub struct LayerFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UploadId(pub uuid::Uuid);
+
+/// What one server writes into a shared datastore for another to see: made anew
+/// each time, so no copy of the directory has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Proof(pub uuid::Uuid);
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An image's file, read from somewhere in it to its end.
+pub struct ImageBytes {
+    /// Of the whole file.
+    pub size: Bytes,
+    /// SHA-256 of the whole file as it is stored, in hex.
+    pub sha256: String,
+    pub bytes: Pin<Box<dyn AsyncRead + Send>>,
+}
 
 /// Where an image's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +117,14 @@ pub enum StorageError {
     Fetch { url: String, why: String },
     #[error("cancelled")]
     Cancelled,
+    /// The directory is not what was marked as the datastore once.
+    #[error(
+        "{place} is not the datastore: it has no .basin-datastore in it; its file system is probably not mounted"
+    )]
+    NotMounted { place: String },
+    /// Two servers do not have the same storage there, or no locks in common.
+    #[error("{place} is not one storage on both servers: {why}")]
+    Unshared { place: String, why: String },
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
 }
@@ -125,6 +156,9 @@ pub trait Datastore: Send + Sync + 'static {
 
     /// The image's file.
     fn image(&self, image: ImageId, format: VolumeFormat) -> LayerFile;
+
+    /// The image's file from `offset` on, for another server to keep a copy of.
+    async fn read_image(&self, image: ImageId, offset: Bytes) -> Result<ImageBytes, StorageError>;
 
     async fn delete_image(&self, image: ImageId) -> Result<(), StorageError>;
 

@@ -13,8 +13,8 @@ mod sandbox;
 pub mod seed;
 
 pub use datastore::{
-    Datastore, ImportRequest, ImportSource, LayerFile, NewVolume, Progress, StorageError, UploadId,
-    VolumeContent,
+    Datastore, ImageBytes, ImportRequest, ImportSource, LayerFile, NewVolume, Progress, Proof,
+    StorageError, UploadId, VolumeContent,
 };
-pub use dir::DirDatastore;
+pub use dir::{DirDatastore, Opening, STORAGE_GID};
 pub use seed::{SeedInput, build_seed, check_cloud_init};

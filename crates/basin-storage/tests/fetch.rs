@@ -11,7 +11,7 @@ use std::time::Duration;
 use basin_model::image::ImageKind;
 use basin_model::{Bytes, DatastoreId};
 use basin_storage::dir::Patience;
-use basin_storage::{Datastore, DirDatastore, ImportRequest, ImportSource, StorageError};
+use basin_storage::{Datastore, DirDatastore, ImportRequest, ImportSource, Opening, StorageError};
 use common::*;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -63,7 +63,10 @@ fn fetching() -> Place {
         breaks: 2,
         pause: Duration::from_millis(1),
     };
-    let store = DirDatastore::open_with(id, dir.path().join("store"), None, patience).unwrap();
+    let path = dir.path().join("store");
+    DirDatastore::make(id, &path).unwrap();
+    let opening = Opening { id, path, quota: None, sharer: None, patience };
+    let store = DirDatastore::open_with(&opening).unwrap();
     Place { dir, id, store }
 }
 

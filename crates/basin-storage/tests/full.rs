@@ -26,6 +26,7 @@ fn on_small_disk<F: Future<Output = ()>>(mib: u64, f: impl FnOnce(Place) -> F + 
         fs::create_dir(&store).unwrap();
         mount(&store, "tmpfs", &format!("size={mib}m"), MsFlags::empty());
         let id = DatastoreId::from_uuid(Uuid::new_v4());
+        DirDatastore::make(id, &store).unwrap();
         let store = DirDatastore::open(id, &store, None).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(f(Place { dir, id, store }));

@@ -335,3 +335,46 @@ async fn a_cancelled_import_leaves_nothing() {
     }
     p.store.import(&request, quiet(), cancel).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_images_file_is_read_by_other_servers_from_anywhere_in_it() {
+    use tokio::io::AsyncReadExt;
+    let p = place();
+    let path = p.write("disk.raw", &disk());
+    let (image, content) = p.import(ImageKind::Disk, &path).await.unwrap();
+    let stored = fs::read(&p.store.image(image, content.format).path).unwrap();
+    let sum = p.write("stored", &stored);
+    let sum = run("sha256sum", &[text(&sum)]);
+    for offset in [0, 1, stored.len() / 2, stored.len()] {
+        let mut read = p.store.read_image(image, Bytes(offset as u64)).await.unwrap();
+        assert_eq!(read.size, Bytes(stored.len() as u64));
+        assert!(sum.starts_with(&read.sha256), "{sum} {}", read.sha256);
+        let mut bytes = Vec::new();
+        read.bytes.read_to_end(&mut bytes).await.unwrap();
+        assert!(bytes == stored[offset..]);
+    }
+    let beyond = p.store.read_image(image, Bytes(stored.len() as u64 + 1)).await.err();
+    assert!(matches!(beyond, Some(StorageError::Invalid(_))), "{beyond:?}");
+    let absent = p.store.read_image(image_id(), Bytes::ZERO).await.err();
+    assert!(matches!(absent, Some(StorageError::NotFound(_))), "{absent:?}");
+    // Its description, which has the checksum now, still says the same.
+    let source = ImportSource::Path { path };
+    let kind = ImageKind::Disk;
+    let again = ImportRequest { image, kind, source, format: None, sha256: None };
+    let found = p.store.import(&again, quiet(), CancellationToken::new()).await.unwrap();
+    assert_eq!(found, content);
+}
+
+#[tokio::test]
+async fn an_import_is_repeated_when_its_upload_is_gone() {
+    let p = place();
+    let upload = UploadId(Uuid::new_v4());
+    p.store.receive(upload, &mut &disk()[..]).await.unwrap();
+    let source = ImportSource::Upload { upload };
+    let kind = ImageKind::Disk;
+    let request = ImportRequest { image: image_id(), kind, source, format: None, sha256: None };
+    let first = p.store.import(&request, quiet(), CancellationToken::new()).await.unwrap();
+    let second = p.store.import(&request, quiet(), CancellationToken::new()).await.unwrap();
+    assert_eq!(first, second);
+    assert!(p.files().iter().all(|f| !f.starts_with("incoming/")), "{:?}", p.files());
+}

@@ -6,9 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use basin_model::volume::VolumeFormat::Raw;
 use basin_model::{Bytes, DatastoreId};
-use basin_storage::{Datastore, DirDatastore, StorageError, UploadId};
+use basin_storage::{Datastore, DirDatastore, StorageError, UploadId, VolumeContent};
 use common::*;
+use nix::mount::{MntFlags, MsFlags, umount2};
 use uuid::Uuid;
 
 fn id() -> DatastoreId {
@@ -16,7 +18,8 @@ fn id() -> DatastoreId {
 }
 
 fn refused(id: DatastoreId, path: &Path, why: &str) {
-    match DirDatastore::open(id, path, None) {
+    let made = DirDatastore::make(id, path);
+    match made.and_then(|()| DirDatastore::open(id, path, None)) {
         Err(e @ (StorageError::Invalid(_) | StorageError::Corrupt { .. })) => {
             assert!(e.to_string().contains(why), "{e}");
         }
@@ -45,6 +48,7 @@ fn only_a_fitting_directory_is_taken() {
 fn a_directory_belongs_to_one_datastore_and_one_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let (first, path) = (id(), dir.path().join("a/b"));
+    DirDatastore::make(first, &path).unwrap();
     let open = DirDatastore::open(first, &path, None).unwrap();
     refused(first, &path, "in use");
     refused(id(), &path, "another datastore");
@@ -54,10 +58,55 @@ fn a_directory_belongs_to_one_datastore_and_one_daemon() {
 }
 
 #[test]
+fn a_file_system_that_is_not_mounted_is_not_an_empty_datastore() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = in_namespace(move || {
+        let (id, root) = (id(), dir.path().join("store"));
+        fs::create_dir(&root).unwrap();
+        mount(&root, "tmpfs", "size=4m", MsFlags::empty());
+        DirDatastore::make(id, &root).unwrap();
+        let open = DirDatastore::open(id, &root, None).unwrap();
+        umount2(&root, MntFlags::MNT_DETACH).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let lost = runtime.block_on(open.capacity());
+        assert!(matches!(lost, Err(StorageError::NotMounted { .. })), "{lost:?}");
+        drop(open);
+        let gone = DirDatastore::open(id, &root, None).err();
+        assert!(matches!(gone, Some(StorageError::NotMounted { .. })), "{gone:?}");
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0, "nothing is made there");
+        fs::remove_dir(&root).unwrap();
+        let gone = DirDatastore::open(id, &root, None).err();
+        assert!(matches!(gone, Some(StorageError::NotMounted { .. })), "{gone:?}");
+        assert!(!root.exists(), "nor the directory itself");
+    });
+    result.unwrap();
+}
+
+#[tokio::test]
+async fn an_empty_datastore_gives_its_directory_back() {
+    let p = place();
+    let (root, first) = (p.root(), p.id);
+    let volume = p.create(Raw, Bytes::mib(1), VolumeContent::Blank).await.unwrap();
+    let Place { dir: _dir, store, .. } = p;
+    DirDatastore::unmake(first, &root).unwrap();
+    refused(id(), &root, "another datastore");
+    store.delete(volume).await.unwrap();
+    drop(store);
+    // Somebody else's is not touched.
+    DirDatastore::unmake(id(), &root).unwrap();
+    refused(id(), &root, "another datastore");
+    DirDatastore::unmake(first, &root).unwrap();
+    DirDatastore::unmake(first, &root).unwrap();
+    let next = id();
+    DirDatastore::make(next, &root).unwrap();
+    DirDatastore::open(next, &root, None).unwrap();
+}
+
+#[test]
 fn a_read_only_file_system_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let result = in_namespace(move || {
-        mount(dir.path(), "tmpfs", "size=1m", nix::mount::MsFlags::MS_RDONLY);
+        mount(dir.path(), "tmpfs", "size=1m", MsFlags::MS_RDONLY);
         refused(id(), dir.path(), "read-only");
         refused(id(), &dir.path().join("below"), "read-only");
     });

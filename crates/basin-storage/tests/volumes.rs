@@ -28,8 +28,12 @@ async fn blank_volumes_are_thin_and_grow() {
             let result = p.store.grow(id, format, bad).await;
             assert!(matches!(result, Err(StorageError::Invalid(_))), "{result:?}");
         }
+        let mut note = p.store.volume(id, format).path.into_os_string();
+        note.push(".generation");
+        fs::write(&note, "what blockd notes beside it").unwrap();
         p.store.delete(id).await.unwrap();
         p.store.delete(id).await.unwrap();
+        assert!(!fs::exists(&note).unwrap());
         let gone = p.store.allocated(id, format).await;
         assert!(matches!(gone, Err(StorageError::NotFound(_))), "{gone:?}");
     }

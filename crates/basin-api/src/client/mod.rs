@@ -4,6 +4,7 @@
 //! create, patch, delete) is generic over [`Resource`]; what only one noun can do is
 //! in that noun's file. Long operations answer with a task: see [`Client::wait_task`].
 
+mod cluster;
 mod connect;
 mod console;
 mod error;

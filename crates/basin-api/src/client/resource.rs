@@ -90,6 +90,7 @@ resource!(Datastore, "datastore", "datastores";
           get; create DatastoreCreate => Datastore; patch MetaPatch; delete => IgnoredAny);
 resource!(Network, "network", "networks";
           get; create NetworkCreate => Network; patch MetaPatch; delete => IgnoredAny);
+// A server is removed with an option: see `remove_host`.
 resource!(Host, "host", "hosts"; get; patch MetaPatch);
 resource!(Task, "task", "tasks"; get);
 resource!(Token, "token", "tokens"; create TokenCreate => TokenCreated; delete => IgnoredAny);

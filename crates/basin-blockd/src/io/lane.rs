@@ -39,6 +39,8 @@ pub struct GuestBuffers {
 // SAFETY: the pointers are into a shared mapping that `_memory` keeps alive; all
 // access is volatile and needs no thread's identity.
 unsafe impl Send for GuestBuffers {}
+// SAFETY: as above; whoever shares a reference races no more than the guest does.
+unsafe impl Sync for GuestBuffers {}
 
 impl GuestBuffers {
     /// `iov` came from `memory`.

@@ -49,9 +49,13 @@ pub fn lock(file: &File, mode: Mode) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Does anyone hold the right to write?
-pub fn is_written(file: &File) -> io::Result<bool> {
-    taken(file, HELD + WRITE)
+/// Gives the lock up though the file stays open. Nothing of it may be in flight.
+pub fn unlock(file: &File) -> io::Result<()> {
+    let mut all = range(libc::F_UNLCK, HELD);
+    all.l_len = DENIED - HELD + RESIZE + 1;
+    // SAFETY: the pointer is to a local that outlives the call.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const all) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn range(kind: libc::c_int, byte: i64) -> libc::flock {
@@ -117,6 +121,15 @@ mod tests {
         check(Mode::Shared, Mode::Exclusive, false);
         check(Mode::Exclusive, Mode::Shared, false);
         check(Mode::Exclusive, Mode::Exclusive, false);
+    }
+
+    #[test]
+    fn a_lock_that_was_given_up_is_gone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (a, b) = (open(file.path()), open(file.path()));
+        assert!(lock(&a, Mode::Exclusive).unwrap());
+        unlock(&a).unwrap();
+        assert!(lock(&b, Mode::Exclusive).unwrap());
     }
 
     #[test]

@@ -12,16 +12,20 @@ mod dirty;
 mod header;
 pub mod lane;
 pub mod lock;
+pub mod plain;
 pub mod qcow2;
 pub mod raw;
 
 use std::io;
+use std::sync::Arc;
 
 use basin_model::Bytes;
 use basin_model::volume::VolumeFormat;
 
 use crate::control::{ErrorCode, Layer};
+use crate::generation::Claim;
 use lane::Lane;
+use plain::Plain;
 use raw::RawFile;
 
 /// Why a disk cannot be opened or changed.
@@ -45,28 +49,40 @@ pub enum Reach<'a> {
 }
 
 /// An open disk. Dropping it releases its locks; call [`Block::close`] first.
-pub trait Block: Send + Sync {
+/// [`Block::close`] itself lets other processes have the file: a ring may keep it
+/// open for some milliseconds more.
+pub trait Block: Plain + Send + Sync {
     /// Whole sectors.
     fn size(&self) -> u64;
     fn reach(&self) -> Reach<'_>;
     /// All requests have ended and none will come. Data and metadata are on stable
-    /// storage when it returns.
+    /// storage when it returns, and the file is unlocked, even after an error.
     fn close(&self) -> io::Result<()>;
     /// Takes up a new size; returns what the guest is to see.
     fn grow(&self, size: Bytes) -> Result<u64, DiskError>;
 }
 
-/// Opens the disk that `layers` describe, top first.
-pub fn open(layers: &[Layer], read_only: bool) -> Result<Box<dyn Block>, DiskError> {
+/// Opens the disk that `layers` describe, top first. `claim` is of who is to write it;
+/// without one it is read only.
+pub fn open(layers: &[Layer], claim: Option<Claim>) -> Result<Arc<dyn Block>, DiskError> {
     let invalid = |m: &str| DiskError::new(ErrorCode::Invalid, m);
     match layers {
         [] => Err(invalid("a disk needs at least one layer")),
-        [top] if top.format == VolumeFormat::Raw => {
-            Ok(Box::new(RawFile::open(&top.path, read_only)?))
-        }
+        [top] if top.format == VolumeFormat::Raw => Ok(Arc::new(RawFile::open(&top.path, claim)?)),
         [top, ..] if top.format == VolumeFormat::Raw => {
             Err(invalid("a raw layer has nothing below it: only qcow2 reads fall through"))
         }
-        layers => Ok(Box::new(qcow2::Qcow2Disk::open(layers, read_only)?)),
+        layers => Ok(Arc::new(qcow2::Qcow2Disk::open(layers, claim)?)),
+    }
+}
+
+/// The size of a disk that somebody else may be writing.
+pub fn size(layers: &[Layer]) -> Result<u64, DiskError> {
+    match layers {
+        [] => Err(DiskError::new(ErrorCode::Invalid, "a disk needs at least one layer")),
+        [top, ..] => match top.format {
+            VolumeFormat::Raw => raw::size(&top.path),
+            VolumeFormat::Qcow2 => qcow2::size(&top.path),
+        },
     }
 }

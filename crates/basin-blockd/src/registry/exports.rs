@@ -5,10 +5,20 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use basin_model::VolumeId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::control::Export;
+use crate::control::{Export, Mirror};
 
-/// A directory with a file an export.
+/// A mirror that was begun: it ends with the process, and must not be forgotten.
+#[derive(Serialize, Deserialize)]
+pub struct Begun {
+    pub mirror: Mirror,
+    /// The other side may know that it has everything, and may use it.
+    pub gone: bool,
+}
+
+/// A directory with a file an export, and one a mirror of it.
 pub struct ExportDir {
     path: PathBuf,
 }
@@ -23,20 +33,57 @@ impl ExportDir {
         self.path.join(format!("{volume}.json"))
     }
 
+    fn mirror_file(&self, volume: VolumeId) -> PathBuf {
+        self.path.join(format!("{volume}.mirror"))
+    }
+
     pub fn save(&self, export: &Export) -> io::Result<()> {
-        let path = self.file(export.volume);
-        let temporary = path.with_extension("tmp");
+        self.write(&self.file(export.volume), export)
+    }
+
+    fn write(&self, path: &Path, what: &impl Serialize) -> io::Result<()> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".tmp");
         let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(export)?)?;
+        file.write_all(&serde_json::to_vec_pretty(what)?)?;
         file.sync_all()?;
-        fs::rename(&temporary, &path)?;
+        fs::rename(&temporary, path)?;
         self.sync()
     }
 
     pub fn remove(&self, volume: VolumeId) -> io::Result<()> {
-        match fs::remove_file(self.file(volume)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => self.sync(),
+        remove(&self.file(volume))?;
+        self.forget_mirror(volume)
+    }
+
+    pub fn save_mirror(&self, mirror: &Mirror, gone: bool) -> io::Result<()> {
+        let begun = Begun { mirror: mirror.clone(), gone };
+        self.write(&self.mirror_file(mirror.volume), &begun)
+    }
+
+    /// A hand-over by a mirror was called off.
+    pub fn came_back(&self, volume: VolumeId) -> io::Result<()> {
+        match self.mirror(volume) {
+            Some(Begun { mirror, gone: true }) => self.save_mirror(&mirror, false),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn forget_mirror(&self, volume: VolumeId) -> io::Result<()> {
+        remove(&self.mirror_file(volume))?;
+        self.sync()
+    }
+
+    pub fn mirror(&self, volume: VolumeId) -> Option<Begun> {
+        let path = self.mirror_file(volume);
+        match read(&path) {
+            Ok(begun) => Some(begun),
+            Err(e) => {
+                if e.kind() != io::ErrorKind::NotFound {
+                    tracing::error!(path = %path.display(), error = %e, "unreadable mirror");
+                }
+                None
+            }
         }
     }
 
@@ -65,6 +112,13 @@ impl ExportDir {
     }
 }
 
-fn read(path: &Path) -> io::Result<Export> {
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }

@@ -1,22 +1,24 @@
 //! Which disks are served, and who may change that.
 
 mod exports;
+mod hold;
+mod mirrors;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
-use std::time::Duration;
 
 use basin_model::{Bytes, Generation, VolumeId};
 
-use crate::control::{ErrorCode, Export, ExportState, Stats};
+use crate::control::{ErrorCode, Export, ExportState, Held, Stats};
 use crate::disk::Disk;
-use crate::io::{DiskError, lock};
+use crate::io::DiskError;
+use crate::nbd::grants::Grants;
+use crate::nbd::service::Service;
 use crate::vhost::front::FrontEnd;
 use crate::worker::Pool;
-use exports::ExportDir;
+use exports::{Begun, ExportDir};
 
 const MAX_QUEUES: u16 = 64;
 /// Disks that are opened in parallel at the start.
@@ -32,29 +34,14 @@ struct Served {
 
 impl Served {
     /// Cuts the front end off, drains, makes the data stable and lets the file go.
-    fn close(self, export: &Export) -> Result<(), DiskError> {
+    fn close(self) -> Result<(), DiskError> {
         self.front.close();
-        let synced = self.disk.block.close();
-        drop(self.disk);
-        wait_until_released(export);
+        let synced = self.disk.close();
         synced.map_err(|e| {
             let message = format!("cannot write the disk's data out: {e}");
             DiskError::new(ErrorCode::Io, message)
         })
     }
-}
-
-/// An io_uring may hold a file that was taken out of it for some milliseconds
-/// more, and with it the lock. Whoever closes a disk wants to use its file next.
-fn wait_until_released(export: &Export) {
-    let Some(top) = export.layers.first().filter(|_| !export.read_only) else { return };
-    for _ in 0..400 {
-        match File::open(&top.path).and_then(|file| lock::is_written(&file)) {
-            Ok(true) => std::thread::sleep(Duration::from_millis(5)),
-            _ => return,
-        }
-    }
-    tracing::warn!(path = %top.path.display(), "the file's lock lingers");
 }
 
 struct Entry {
@@ -65,14 +52,16 @@ struct Entry {
 
 pub struct Registry {
     pool: Arc<Pool>,
-    dir: ExportDir,
+    pub service: Service,
+    dir: Arc<ExportDir>,
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
 }
 
 impl Registry {
     /// Serves what was served before.
     pub fn restore(dir: &Path, pool: Arc<Pool>) -> std::io::Result<Registry> {
-        let dir = ExportDir::open(dir.to_owned())?;
+        let dir = Arc::new(ExportDir::open(dir.to_owned())?);
+        let service = Service::default();
         let mut entries = BTreeMap::new();
         let mut exports = dir.load()?.into_iter();
         // Some at a time: a disk that has to be checked first does not hold up the rest.
@@ -81,7 +70,7 @@ impl Registry {
             if some.is_empty() {
                 break;
             }
-            let pool = &pool;
+            let (pool, grants, dir) = (&pool, &service.grants, &dir);
             let some: Vec<Entry> = std::thread::scope(|scope| {
                 let opening: Vec<_> = some
                     .into_iter()
@@ -89,7 +78,7 @@ impl Registry {
                         (
                             scope.spawn({
                                 let export = export.clone();
-                                move || serve(&export, pool)
+                                move || serve(&export, pool, grants, dir)
                             }),
                             export,
                         )
@@ -108,7 +97,7 @@ impl Registry {
                 entries.insert(entry.export.volume, entry);
             }
         }
-        Ok(Registry { pool, dir, entries: Mutex::new(entries) })
+        Ok(Registry { pool, service, dir, entries: Mutex::new(entries) })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Entry>> {
@@ -119,7 +108,7 @@ impl Registry {
     pub fn retry(&self) -> bool {
         let mut failing = false;
         for entry in self.lock().values_mut().filter(|e| e.served.is_err()) {
-            match serve(&entry.export, &self.pool) {
+            match serve(&entry.export, &self.pool, &self.service.grants, &self.dir) {
                 Ok(served) => {
                     tracing::info!(volume = %entry.export.volume, "serving at last");
                     entry.served = Ok(served);
@@ -138,8 +127,17 @@ impl Registry {
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&export.volume) {
             fence(&entry.export, export.generation)?;
-            if entry.served.is_ok() && entry.export == export {
-                return Ok(());
+            if entry.served.is_ok() && same_but_for_held(&entry.export, &export) {
+                let held = entry.export.held;
+                if let Ok(served) = &entry.served {
+                    // Only `Hold` says that a hand-over was called off.
+                    served.disk.check_here()?;
+                }
+                drop(entries);
+                return match export.held == held {
+                    true => Ok(()),
+                    false => self.hold(export.volume, export.generation, export.held),
+                };
             }
             if entry.served.is_ok() && entry.export.generation == export.generation {
                 let message = format!(
@@ -150,17 +148,17 @@ impl Registry {
             }
         }
         let older = entries.remove(&export.volume);
-        if let Some(Entry { served: Ok(older), export: held }) = older {
+        if older.as_ref().is_none_or(|older| older.export.generation != export.generation) {
+            // An earlier owner's mirror is nothing to this one.
+            self.dir.forget_mirror(export.volume).map_err(cannot_note)?;
+        }
+        if let Some(Entry { served: Ok(older), .. }) = older {
             tracing::info!(volume = %export.volume, generation = %export.generation,
                 "a newer generation takes over");
-            older.close(&held)?;
+            older.close()?;
         }
-        let outcome = serve(&export, &self.pool).and_then(|served| {
-            self.dir
-                .save(&export)
-                .map(|()| served)
-                .map_err(|e| DiskError::new(ErrorCode::Io, format!("cannot note the export: {e}")))
-        });
+        let outcome = serve(&export, &self.pool, &self.service.grants, &self.dir)
+            .and_then(|served| self.dir.save(&export).map(|()| served).map_err(cannot_note));
         match outcome {
             Ok(served) => {
                 tracing::info!(volume = %export.volume, generation = %export.generation, "serving");
@@ -182,8 +180,8 @@ impl Registry {
         let entry = entries.remove(&volume);
         // The file goes first: a crash from here on must not bring the export back.
         let forgotten = self.dir.remove(volume);
-        if let Some(Entry { served: Ok(served), export }) = entry {
-            served.close(&export)?;
+        if let Some(Entry { served: Ok(served), .. }) = entry {
+            served.close()?;
         }
         forgotten.map_err(|e| {
             DiskError::new(ErrorCode::Io, format!("cannot remove the note of the export: {e}"))
@@ -192,14 +190,21 @@ impl Registry {
         Ok(())
     }
 
+    fn disk(&self, volume: VolumeId, generation: Generation) -> Result<Arc<Disk>, DiskError> {
+        let entries = self.lock();
+        let entry = entries.get(&volume).ok_or_else(|| not_served(volume))?;
+        fence(&entry.export, generation)?;
+        match &entry.served {
+            Ok(served) => Ok(Arc::clone(&served.disk)),
+            Err(why) => Err(why.clone()),
+        }
+    }
+
     pub fn resize(&self, volume: VolumeId, size: Bytes) -> Result<(), DiskError> {
         let entries = self.lock();
-        let not_found =
-            || DiskError::new(ErrorCode::NotFound, format!("volume {volume} is not served"));
-        let served = entries.get(&volume).ok_or_else(not_found)?.served.as_ref();
+        let served = entries.get(&volume).ok_or_else(|| not_served(volume))?.served.as_ref();
         let served = served.map_err(Clone::clone)?;
-        let before = served.disk.block.size();
-        if served.disk.block.grow(size)? != before {
+        if served.disk.grow(size)? {
             served.front.config_changed();
         }
         Ok(())
@@ -215,6 +220,9 @@ impl Registry {
                     size: disk.size(),
                     stats: disk.counters.snapshot(),
                     stalled: disk.stalled(),
+                    running: disk.running(),
+                    holds: disk.block().is_some(),
+                    mirror: disk.mirror_state(),
                 },
                 Err(why) => ExportState {
                     export,
@@ -222,37 +230,66 @@ impl Registry {
                     size: Bytes::ZERO,
                     stats: Stats::default(),
                     stalled: Some(format!("not served: {why}")),
+                    running: false,
+                    holds: false,
+                    mirror: None,
                 },
             }
         };
         self.lock().values().map(state).collect()
     }
 
-    /// Has any disk a front end?
+    /// Has any disk a front end, or another server a grant?
     pub fn in_use(&self) -> bool {
-        self.lock().values().any(|e| e.served.as_ref().is_ok_and(|s| s.front.connected()))
+        self.service.grants.any()
+            || self.lock().values().any(|e| e.served.as_ref().is_ok_and(|s| s.front.connected()))
     }
 
     /// Closes everything but keeps the exports for the next start.
     pub fn shut_down(&self) {
         for (volume, entry) in std::mem::take(&mut *self.lock()) {
             if let Ok(served) = entry.served
-                && let Err(why) = served.close(&entry.export)
+                && let Err(why) = served.close()
             {
                 tracing::error!(%volume, %why, "closing");
             }
         }
+        self.service.grants.shut_down();
     }
 }
 
-fn serve(export: &Export, pool: &Arc<Pool>) -> Result<Served, DiskError> {
-    let disk = Arc::new(Disk::open(export)?);
+fn serve(
+    export: &Export,
+    pool: &Arc<Pool>,
+    grants: &Arc<Grants>,
+    dir: &ExportDir,
+) -> Result<Served, DiskError> {
+    let disk = Arc::new(Disk::open(export, grants)?);
+    if let Some(Begun { mirror, gone }) = dir.mirror(export.volume) {
+        let host = mirror.host;
+        disk.set_lost_mirror(mirror);
+        if gone && export.held == Held::WhileRunning {
+            disk.set_gone(Some(host));
+        }
+    }
     let front = FrontEnd::listen(&export.socket, export.uid, Arc::clone(&disk), Arc::clone(pool))
         .map_err(|e| {
         let message = format!("cannot listen on {}: {e}", export.socket.display());
         DiskError::new(ErrorCode::Io, message)
     })?;
     Ok(Served { disk, front })
+}
+
+fn not_served(volume: VolumeId) -> DiskError {
+    DiskError::new(ErrorCode::NotFound, format!("volume {volume} is not served"))
+}
+
+fn cannot_note(e: std::io::Error) -> DiskError {
+    DiskError::new(ErrorCode::Io, format!("cannot note the export: {e}"))
+}
+
+fn same_but_for_held(a: &Export, b: &Export) -> bool {
+    Export { held: b.held, ..a.clone() } == *b
 }
 
 fn fence(export: &Export, generation: Generation) -> Result<(), DiskError> {

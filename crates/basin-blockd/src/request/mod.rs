@@ -31,6 +31,13 @@ pub enum Op {
     GetId,
 }
 
+impl Op {
+    /// Does it change the disk, or make changes durable?
+    pub fn changes(self) -> bool {
+        !matches!(self, Op::Read | Op::GetId)
+    }
+}
+
 /// The answer's last byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

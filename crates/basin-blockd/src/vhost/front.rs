@@ -169,13 +169,14 @@ impl Shared {
         *lock(&self.connection) = Some(stream.try_clone()?);
         self.connected.store(true, Ordering::Release);
         tracing::info!(volume = %self.disk.volume, "front end connected");
-        let handler = Arc::new(Mutex::new(Handler::new(
-            Arc::clone(&self.disk),
-            Arc::clone(&self.pool),
-            peer == 0,
-        )));
+        let handler = Handler::new(Arc::clone(&self.disk), Arc::clone(&self.pool), peer == 0);
         let outcome = self.talk(&stream, &handler);
         lock(&handler).stop();
+        let activating = lock(&handler).take_activating();
+        if let Some(activating) = activating {
+            let _ = activating.join();
+        }
+        self.disk.settle();
         *lock(&self.channel) = None;
         *lock(&self.connection) = None;
         self.connected.store(false, Ordering::Release);
@@ -191,7 +192,9 @@ impl Shared {
                 None => return Ok(()),
                 Some(SET_BACKEND_REQ_FD) => self.take_channel(stream)?,
                 Some(_) => match requests.handle_request() {
-                    Ok(()) => {}
+                    // After the answer: the front end need not wait until the data of
+                    // a device that it has stopped are durable.
+                    Ok(()) => self.disk.settle(),
                     Err(Error::Disconnected | Error::PartialMessage) => return Ok(()),
                     Err(_) if self.stopping.load(Ordering::Acquire) => return Ok(()),
                     Err(e) => return Err(io::Error::other(e.to_string())),

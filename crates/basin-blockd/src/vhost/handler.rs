@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::JoinHandle;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -12,6 +13,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
+use super::activate::activate;
 use super::config;
 use super::inflight::{self, InflightArea};
 use super::log::DirtyLog;
@@ -42,6 +44,13 @@ struct Conf {
     running: Option<QueueHandle>,
 }
 
+impl Conf {
+    /// All is known that a queue needs.
+    fn startable(&self) -> bool {
+        self.kick.is_some() && self.addresses.is_some() && self.enabled && self.size != 0
+    }
+}
+
 /// The state of one connection.
 pub struct Handler {
     disk: Arc<Disk>,
@@ -53,6 +62,10 @@ pub struct Handler {
     inflight: Option<InflightArea>,
     log: Option<Arc<DirtyLog>>,
     queues: Vec<Conf>,
+    /// Itself, for whoever finishes what a message began.
+    me: Weak<Mutex<Handler>>,
+    /// Waits for the disk's file.
+    activating: Option<JoinHandle<()>>,
 }
 
 fn refused<T>(why: impl Into<String>) -> Result<T> {
@@ -76,21 +89,26 @@ fn eventfd(file: Option<File>) -> Result<Option<File>> {
 }
 
 impl Handler {
-    pub fn new(disk: Arc<Disk>, pool: Arc<Pool>, trusted: bool) -> Handler {
+    pub fn new(disk: Arc<Disk>, pool: Arc<Pool>, trusted: bool) -> Arc<Mutex<Handler>> {
         let queues = (0..disk.queues).map(|_| Conf::default()).collect();
-        Handler {
-            disk,
-            pool,
-            trusted,
-            features: 0,
-            memory: Arc::default(),
-            inflight: None,
-            log: None,
-            queues,
-        }
+        Arc::new_cyclic(|me| {
+            Mutex::new(Handler {
+                disk,
+                pool,
+                trusted,
+                features: 0,
+                memory: Arc::default(),
+                inflight: None,
+                log: None,
+                queues,
+                me: me.clone(),
+                activating: None,
+            })
+        })
     }
 
-    /// Stops all queues; returns when nothing is in flight.
+    /// Stops all queues; returns when nothing is in flight. The rest of the device's
+    /// description is forgotten, so that nothing starts any more.
     pub fn stop(&mut self) {
         let stopping: Vec<_> = self
             .queues
@@ -100,6 +118,27 @@ impl Handler {
         for answer in stopping {
             let _ = answer.recv();
         }
+        self.queues.iter_mut().for_each(|q| q.kick = None);
+        self.note_running();
+    }
+
+    /// Whoever waits for the disk's file on behalf of this front end.
+    pub fn take_activating(&mut self) -> Option<JoinHandle<()>> {
+        self.activating.take()
+    }
+
+    /// The disk's file is held now, or not needed any more.
+    pub fn activated(&mut self) {
+        self.activating = None;
+        if let Err(why) = self.refresh_all() {
+            tracing::warn!(volume = %self.disk.volume, %why, "cannot start the queues");
+        }
+    }
+
+    /// The device runs while a queue runs or would, if the file were held.
+    fn note_running(&self) {
+        let runs = |q: &Conf| q.running.is_some() || q.startable();
+        self.disk.set_running(self.queues.iter().any(runs));
     }
 
     fn conf(&mut self, index: u32) -> Result<&mut Conf> {
@@ -144,13 +183,19 @@ impl Handler {
             }
             return Ok(());
         }
-        let Some(kick) = &conf.kick else { return Ok(()) };
-        if !conf.enabled || conf.size == 0 {
+        let Some(kick) = conf.kick.as_ref().filter(|_| conf.startable()) else { return Ok(()) };
+        self.disk.set_running(true);
+        let Some(block) = self.disk.block() else {
+            if self.activating.is_none() {
+                let disk = Arc::clone(&self.disk);
+                self.activating = Some(activate(self.me.clone(), disk).map_err(failed)?);
+            }
             return Ok(());
-        }
+        };
         let clone = |f: &Option<File>| f.as_ref().map(File::try_clone).transpose();
         let start = Start {
             disk: Arc::clone(&self.disk),
+            block,
             index: index as u16,
             next_avail: conf.base,
             kick: kick.try_clone().map_err(failed)?,
@@ -290,7 +335,9 @@ impl VhostUserBackendReqHandlerMut for Handler {
             conf.base = base;
         }
         conf.kick = None;
-        Ok(VhostUserVringState::new(index, u32::from(conf.base)))
+        let base = u32::from(conf.base);
+        self.note_running();
+        Ok(VhostUserVringState::new(index, base))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
@@ -328,6 +375,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             Some(running) => running.pause(!enable),
             None => self.refresh(index as usize)?,
         }
+        self.note_running();
         Ok(())
     }
 
@@ -351,8 +399,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let capacity = self.disk.block.size();
-        Ok(config::read(capacity, self.disk.queues, offset as usize, size as usize))
+        Ok(config::read(self.disk.size().get(), self.disk.queues, offset as usize, size as usize))
     }
 
     fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {

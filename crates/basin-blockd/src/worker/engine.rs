@@ -13,8 +13,10 @@ use super::poll::Adaptive;
 use super::queue::{Queue, Slot};
 use super::ring::{Completion, Ring, Tag};
 use crate::io::Reach;
+use crate::mirror::Mirroring;
 use crate::request::Parser;
 use crate::vhost::vring::Vring;
+use basin_model::VolumeId;
 
 /// Requests that a queue may start before it is another queue's turn.
 const TURN: u32 = 64;
@@ -150,6 +152,7 @@ impl Engine {
         if queue.has_requests() {
             self.touch(n);
         }
+        self.finish_drain(n);
         self.finish_stop(n);
     }
 
@@ -241,6 +244,7 @@ impl Engine {
                     }
                     let _ = reply.send(());
                 }
+                Message::Tap(volume, mirror, reply) => self.tap(volume, mirror.as_ref(), &reply),
                 Message::Stop(QueueKey(n), reply) => self.begin_stop(n, reply),
                 Message::LaneDone(slot, result) => {
                     self.completed(slot, result.err().map_or(0, |errno| -errno));
@@ -251,8 +255,18 @@ impl Engine {
     }
 
     fn add(&mut self, start: Start) -> Option<QueueKey> {
-        let Start { disk, index, ring, next_avail, kick, call, err, mut inflight, writethrough } =
-            start;
+        let Start {
+            disk,
+            block,
+            index,
+            ring,
+            next_avail,
+            kick,
+            call,
+            err,
+            mut inflight,
+            writethrough,
+        } = start;
         let mut ring = Vring::new(&ring, next_avail)?;
         let redo: VecDeque<u16> =
             inflight.as_mut().map(|i| i.recover(ring.next_used()).into()).unwrap_or_default();
@@ -265,7 +279,7 @@ impl Engine {
             tracing::info!(volume = %disk.volume, queue = index, count = redo.len(),
                 "doing again what was not answered");
         }
-        let target = match disk.block.reach() {
+        let target = match block.reach() {
             Reach::Ring(file) => Some(self.uring.register(file.fd())),
             Reach::Lane(_) => None,
         };
@@ -279,8 +293,11 @@ impl Engine {
         self.lives = self.lives.wrapping_add(1);
         let life = self.lives;
         self.uring.watch(kick.as_raw_fd(), Tag::Kick(n, life & 0x3fff_ffff));
+        let mirror = disk.tap();
         self.queues[n as usize] = Some(Queue {
+            mirror,
             disk,
+            block,
             index,
             ring,
             target,
@@ -290,6 +307,7 @@ impl Engine {
             inflight,
             writethrough,
             paused: false,
+            draining: None,
             broken: false,
             redo,
             open: 0,
@@ -300,6 +318,31 @@ impl Engine {
         });
         self.touch(n);
         Some(QueueKey(n))
+    }
+
+    fn tap(&mut self, volume: VolumeId, mirror: Option<&Arc<Mirroring>>, reply: &SyncSender<()>) {
+        for n in 0..self.queues.len() as u32 {
+            let Some(queue) = self.queue(n).filter(|q| q.disk.volume == volume) else { continue };
+            queue.mirror = mirror.cloned();
+            // Without one, order is the guest's own business again.
+            queue.draining = mirror.is_some().then(|| reply.clone());
+            self.touch(n);
+        }
+    }
+
+    /// Goes on when all that is left waits for space: it is tried again from the start.
+    fn finish_drain(&mut self, n: u32) {
+        let Some(queue) = self.queue(n).filter(|q| q.draining.is_some()) else { return };
+        let open = queue.open as usize;
+        let waits = |slot: &u32| self.slots[*slot as usize].queue == n;
+        if open == self.waiting.iter().filter(|(_, slot)| waits(slot)).count()
+            && let Some(queue) = self.queue(n)
+        {
+            queue.draining = None;
+            if queue.has_requests() {
+                self.touch(n);
+            }
+        }
     }
 
     fn begin_stop(&mut self, n: u32, reply: SyncSender<u16>) {

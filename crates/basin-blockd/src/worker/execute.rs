@@ -9,7 +9,7 @@ use super::queue::{Bounce, Slot};
 use super::ring::{Tag, Target};
 use crate::io::Reach;
 use crate::io::lane::{GuestBuffers, Job, copy_from, copy_to};
-use crate::request::{ID_LEN, Op, Refusal, Request, Status};
+use crate::request::{ID_LEN, Limits, Op, Refusal, Request, Status};
 
 /// Zeros for devices that cannot zero by themselves.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -42,7 +42,7 @@ impl Engine {
                 }
             },
         };
-        let limits = queue.disk.limits();
+        let limits = Limits { capacity: queue.block.size(), read_only: queue.disk.read_only };
         match self.parser.parse(&queue.ring, head, limits) {
             Ok(request) => self.begin(n, head, request),
             Err(Refusal::Answer { status, at, why }) => {
@@ -77,7 +77,7 @@ impl Engine {
         });
         let s = &mut self.slots[slot as usize];
         (s.queue, s.head, s.done, s.range) = (n, head, 0, 0);
-        (s.by_hand, s.syncing, s.waits) = (false, false, false);
+        (s.by_hand, s.syncing, s.waits, s.lane) = (false, false, false, false);
         s.iov.clear();
         s.ranges.clear();
         if let Some(queue) = self.queues[n as usize].as_mut() {
@@ -113,7 +113,7 @@ impl Engine {
             self.answer(slot, Status::Ok, len as u32 + 1);
             return true;
         }
-        if let Reach::Ring(file) = queue.disk.block.reach()
+        if let Reach::Ring(file) = queue.block.reach()
             && matches!(request.op, Op::Read | Op::Write)
             && !file.takes(&s.iov)
         {
@@ -128,11 +128,12 @@ impl Engine {
         let s = &mut self.slots[slot as usize];
         let Some(queue) = self.queues[s.queue as usize].as_mut() else { return };
         let tag = Tag::Slot(slot);
-        let file = match queue.disk.block.reach() {
-            Reach::Ring(file) => queue.target.unwrap_or(Target::Plain(file.fd())),
-            Reach::Lane(lane) => {
+        let mirror = queue.mirror.as_ref().filter(|_| s.op.changes());
+        let file = match (mirror, queue.block.reach()) {
+            (None, Reach::Ring(file)) => queue.target.unwrap_or(Target::Plain(file.fd())),
+            (mirror, reach) => {
                 let Some(memory) = &s.memory else { return };
-                lane.submit(Job {
+                let job = Job {
                     op: s.op,
                     offset: s.offset,
                     ranges: s.ranges.clone(),
@@ -140,7 +141,13 @@ impl Engine {
                     durable: queue.writethrough && s.op != Op::Read,
                     slot,
                     reply: Arc::clone(&self.inbox),
-                });
+                };
+                s.lane = true;
+                match (mirror, reach) {
+                    (Some(mirror), _) => mirror.submit(job),
+                    (None, Reach::Lane(lane)) => lane.submit(job),
+                    (None, Reach::Ring(_)) => {}
+                }
                 return;
             }
         };
@@ -202,14 +209,14 @@ impl Engine {
     pub(super) fn completed(&mut self, slot: u32, result: i32) {
         let s = &mut self.slots[slot as usize];
         let Some(queue) = self.queues[s.queue as usize].as_mut() else { return };
+        let lane = std::mem::take(&mut s.lane);
         let Ok(n) = u64::try_from(result) else {
             return self.step_failed(slot, -result);
         };
         if queue.disk.is_stalled() && s.op != Op::Read && self.waiting.is_empty() {
             queue.disk.set_stalled(None);
         }
-        if queue.target.is_none() {
-            // A lane does all of a request at once.
+        if lane {
             return self.answer_done(slot);
         }
         match s.op {

@@ -6,15 +6,19 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use basin_model::VolumeId;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::disk::Disk;
+use crate::io::Block;
+use crate::mirror::Mirroring;
 use crate::vhost::inflight::QueueInflight;
 use crate::vhost::vring::RingSetup;
 
 /// A queue to serve.
 pub struct Start {
     pub disk: Arc<Disk>,
+    pub block: Arc<dyn Block>,
     pub index: u16,
     pub ring: RingSetup,
     /// Where the front end believes the ring stands.
@@ -39,6 +43,9 @@ pub enum Message {
     Err(QueueKey, Option<File>),
     /// Take no more requests, or take them again.
     Pause(QueueKey, bool, SyncSender<()>),
+    /// The disk's writes go through this mirror from now on, or through none. The
+    /// channel closes when no write of before is in flight.
+    Tap(VolumeId, Option<Arc<Mirroring>>, SyncSender<()>),
     /// Answers with the ring's next available index when nothing is in flight.
     Stop(QueueKey, SyncSender<u16>),
     LaneDone(u32, Result<(), i32>),

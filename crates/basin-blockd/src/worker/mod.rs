@@ -41,6 +41,9 @@ use std::time::Duration;
 use engine::Engine;
 use inbox::{Inbox, Message, QueueKey, Start};
 
+use basin_model::VolumeId;
+
+use crate::mirror::Mirroring;
 use crate::vhost::vring::RingSetup;
 
 /// Deep enough for everything a worker calls, with room to spare.
@@ -75,6 +78,24 @@ impl Pool {
         let inbox = Arc::clone(&self.inboxes[n]);
         let key = ask(&inbox, |reply| Message::Start(Box::new(start), reply)).flatten()?;
         Some(QueueHandle { inbox, key })
+    }
+
+    /// The writes of a volume go through a mirror from now on, or no longer; returns
+    /// when none is under way that does not.
+    pub fn tap(&self, volume: VolumeId, mirror: Option<&Arc<Mirroring>>) {
+        let taps: Vec<_> = self
+            .inboxes
+            .iter()
+            .map(|inbox| {
+                let (reply, done) = sync_channel(0);
+                inbox.send(Message::Tap(volume, mirror.cloned(), reply));
+                done
+            })
+            .collect();
+        // They answer by letting the channel go.
+        taps.iter().for_each(|done| {
+            let _ = done.recv();
+        });
     }
 }
 

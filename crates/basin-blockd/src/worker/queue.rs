@@ -9,6 +9,8 @@ use std::sync::mpsc::SyncSender;
 
 use super::ring::{Ring, Target};
 use crate::disk::Disk;
+use crate::io::Block;
+use crate::mirror::Mirroring;
 use crate::request::chain::{Descriptor, Source};
 use crate::request::{Op, Range};
 use crate::vhost::inflight::QueueInflight;
@@ -16,6 +18,8 @@ use crate::vhost::vring::{Pinned, Vring};
 
 pub struct Queue {
     pub disk: Arc<Disk>,
+    /// Let go with the queue.
+    pub block: Arc<dyn Block>,
     pub index: u16,
     pub ring: Vring,
     /// The disk's file, if the ring reaches it.
@@ -26,6 +30,10 @@ pub struct Queue {
     pub inflight: Option<QueueInflight>,
     pub writethrough: bool,
     pub paused: bool,
+    /// Where writes go instead of to the disk alone.
+    pub mirror: Option<Arc<Mirroring>>,
+    /// Takes nothing until what is in flight has ended; kept by whoever waits for that.
+    pub draining: Option<SyncSender<()>>,
     /// The guest broke the ring's rules.
     pub broken: bool,
     /// Requests of a predecessor, to be done before new ones.
@@ -60,7 +68,7 @@ impl Queue {
     }
 
     pub fn takes_requests(&self) -> bool {
-        !self.paused && !self.broken && self.stopping.is_none()
+        !self.paused && !self.broken && self.stopping.is_none() && self.draining.is_none()
     }
 
     pub fn has_requests(&self) -> bool {
@@ -98,6 +106,8 @@ pub struct Slot {
     /// What was done is being made stable.
     pub syncing: bool,
     pub waits: bool,
+    /// Others carry it out, all of it at once.
+    pub lane: bool,
 }
 
 impl Slot {
@@ -118,6 +128,7 @@ impl Slot {
             by_hand: false,
             syncing: false,
             waits: false,
+            lane: false,
         }
     }
 }

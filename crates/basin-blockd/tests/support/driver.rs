@@ -85,7 +85,18 @@ impl Guest {
         self.connect_with(socket, FEATURES)
     }
 
+    /// Connects to another back end, with rings that stand where the last one stopped:
+    /// as after a migration, nothing of the last one's record comes along.
+    pub fn connect_at(&mut self, socket: &Path, bases: &[u16]) -> Link {
+        self.inflight = None;
+        self.link(socket, FEATURES, Some(bases))
+    }
+
     pub fn connect_with(&mut self, socket: &Path, features: u64) -> Link {
+        self.link(socket, features, None)
+    }
+
+    fn link(&mut self, socket: &Path, features: u64, bases: Option<&[u16]>) -> Link {
         until("the socket", || socket.exists().then_some(()));
         let mut front = Frontend::connect(socket, 64).unwrap();
         front.set_owner().unwrap();
@@ -104,11 +115,17 @@ impl Guest {
         front.set_inflight_fd(area, file.as_raw_fd()).unwrap();
         front.set_features(offered & features).unwrap();
         front.set_mem_table(&[self.region()]).unwrap();
-        let mut link = Link { front, kicks: Vec::new(), calls: Vec::new() };
-        for q in 0..self.queues.len() {
-            link.start_queue(self, q);
-        }
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let events = || (0..self.queues.len()).map(|_| event()).collect();
+        let link = Link { front, kicks: events(), calls: events() };
+        // All that a front end knows after its back end died.
+        let used: Vec<u16> = (0..self.queues.len()).map(|q| self.used(q)).collect();
+        link.start(self, bases.unwrap_or(&used));
         link
+    }
+
+    fn used(&self, q: usize) -> u16 {
+        self.u16_at(QUEUE * q as u64 + USED + 2).load(Ordering::Acquire)
     }
 
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
@@ -250,19 +267,22 @@ pub struct Link {
 }
 
 impl Link {
-    fn start_queue(&mut self, guest: &Guest, q: usize) {
-        self.front.set_vring_num(q, RING).unwrap();
-        // All that a front end knows after its back end died.
-        let used = guest.u16_at(QUEUE * q as u64 + USED + 2).load(Ordering::Acquire);
-        self.front.set_vring_base(q, used).unwrap();
-        self.set_addresses(guest, q, false);
-        let (kick, call) =
-            (EventFd::new(EFD_NONBLOCK).unwrap(), EventFd::new(EFD_NONBLOCK).unwrap());
-        self.front.set_vring_kick(q, &kick).unwrap();
-        self.front.set_vring_call(q, &call).unwrap();
-        self.front.set_vring_enable(q, true).unwrap();
-        self.kicks.push(kick);
-        self.calls.push(call);
+    /// Starts the device with rings that stand at `bases`.
+    pub fn start(&self, guest: &Guest, bases: &[u16]) {
+        for (q, base) in bases.iter().enumerate() {
+            self.front.set_vring_num(q, RING).unwrap();
+            self.front.set_vring_base(q, *base).unwrap();
+            self.set_addresses(guest, q, false);
+            self.front.set_vring_kick(q, &self.kicks[q]).unwrap();
+            self.front.set_vring_call(q, &self.calls[q]).unwrap();
+            // Through another connection to the same, because it wants to be changed.
+            self.front.clone().set_vring_enable(q, true).unwrap();
+        }
+    }
+
+    /// Stops the device; where its rings stand.
+    pub fn stop(&self, queues: usize) -> Vec<u16> {
+        (0..queues).map(|q| self.front.get_vring_base(q).unwrap() as u16).collect()
     }
 
     pub fn set_addresses(&self, guest: &Guest, q: usize, log: bool) {

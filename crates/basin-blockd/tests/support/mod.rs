@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod driver;
+pub mod fabric;
+pub mod load;
+pub mod pair;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use basin_blockd::client::{Client, ClientError};
-use basin_blockd::control::{ErrorCode, Export, ExportState, Layer};
+use basin_blockd::control::{ErrorCode, Export, ExportState, Held, Layer};
 use basin_model::volume::VolumeFormat;
 use basin_model::{Bytes, Generation, VolumeId};
 use tempfile::TempDir;
@@ -126,6 +129,7 @@ impl Daemon {
             read_only: false,
             serial: format!("serial-{name}"),
             queues: 2,
+            held: Held::Always,
         }
     }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use basin_model::TokenId;
 use basin_model::task::Problem;
+use serde::{Deserialize, Serialize};
 
 use super::problems;
 
-/// Who asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Who asks. Servers tell each other so when they pass requests on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
 pub enum Actor {
     /// Root, over the server's own socket.
     Root,

@@ -13,15 +13,17 @@ use tokio::io::AsyncRead;
 use uuid::Uuid;
 
 use super::{App, nodes, problems, store_problem, unchanged};
-use crate::intake::{self, meta};
+use crate::intake::{self, meta, reach};
 use crate::workflows::image_delete::ImageDelete;
 use crate::workflows::image_import::ImageImport;
 
 impl App {
     pub async fn import_image(&self, request: &ImageCreate) -> Result<Task, Problem> {
+        let asked = self.nodes().local();
         self.start(|snapshot, mint| {
             let draft = intake::image::create(request, snapshot, mint)?;
-            Ok((ImageImport::new(draft.image, draft.import), draft.txn))
+            let host = reach::choose(&[draft.image.datastore], asked, snapshot)?;
+            Ok((ImageImport::new(draft.image, draft.import, host), draft.txn))
         })
         .await
     }
@@ -34,8 +36,8 @@ impl App {
     ) -> Result<(UploadId, Bytes), Problem> {
         let (id, host) = {
             let snapshot = self.inventory().read();
-            let datastore = &snapshot.datastore(datastore.unwrap_or("default"))?.value;
-            (datastore.id, datastore.host)
+            let id = snapshot.ready_datastore(datastore.unwrap_or("default"))?.value.id;
+            (id, reach::choose(&[id], self.nodes().local(), &snapshot)?)
         };
         let upload = UploadId(Uuid::now_v7());
         let size = self

@@ -8,10 +8,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use basin_model::cluster::{
+    Alive, ClusterRecord, Issued, JoinToken, Leader, RemovedHost, StoreMember,
+};
 use basin_model::datastore::Datastore;
 use basin_model::host::{Host, HostStatus};
 use basin_model::image::Image;
-use basin_model::keys::{Kind, ROOT};
+use basin_model::keys::{self, Kind, ROOT};
 use basin_model::network::Network;
 use basin_model::task::Task;
 use basin_model::vm::{Vm, VmStatus};
@@ -42,6 +45,15 @@ pub struct Snapshot {
     pub host_statuses: Table<HostId, HostStatus>,
     pub tasks: Table<TaskId, Task>,
     pub tokens: Table<TokenId, Token>,
+    pub alive: Table<HostId, Alive>,
+    pub join_tokens: Table<TokenId, JoinToken>,
+    pub removed_hosts: Table<HostId, RemovedHost>,
+    pub store_members: Table<HostId, StoreMember>,
+    /// By serial number.
+    pub issued: Table<String, Issued>,
+    /// None while there is one server, alone.
+    pub cluster: Option<ClusterRecord>,
+    pub leader: Option<Leader>,
     /// Which VM has the volume attached.
     pub attachments: HashMap<VolumeId, VmId>,
     /// What `attachments` says of each VM, to take it back.
@@ -50,6 +62,12 @@ pub struct Snapshot {
 
 impl Snapshot {
     fn put(&mut self, entry: &Entry) {
+        if entry.key == keys::cluster() {
+            self.cluster = records::from_entry(entry).ok().map(|r: Versioned<_>| r.value);
+        }
+        if entry.key == keys::leader() {
+            self.leader = records::from_entry(entry).ok().map(|r: Versioned<_>| r.value);
+        }
         let Some((kind, id)) = Kind::parse(&entry.key) else { return };
         let result = match kind {
             Kind::Vm => put(&mut self.vms, id, entry),
@@ -62,6 +80,11 @@ impl Snapshot {
             Kind::HostStatus => put(&mut self.host_statuses, id, entry),
             Kind::Task => put(&mut self.tasks, id, entry),
             Kind::Token => put(&mut self.tokens, id, entry),
+            Kind::Alive => put(&mut self.alive, id, entry),
+            Kind::JoinToken => put(&mut self.join_tokens, id, entry),
+            Kind::RemovedHost => put(&mut self.removed_hosts, id, entry),
+            Kind::StoreMember => put(&mut self.store_members, id, entry),
+            Kind::Issued => put(&mut self.issued, id, entry),
             Kind::Workflow => Ok(()),
         };
         if let Err(e) = result {
@@ -75,6 +98,9 @@ impl Snapshot {
     }
 
     fn delete(&mut self, key: &str) {
+        if key == keys::leader() {
+            self.leader = None;
+        }
         let Some((kind, id)) = Kind::parse(key) else { return };
         match kind {
             Kind::Vm => {
@@ -92,6 +118,11 @@ impl Snapshot {
             Kind::HostStatus => remove(&mut self.host_statuses, id),
             Kind::Task => remove(&mut self.tasks, id),
             Kind::Token => remove(&mut self.tokens, id),
+            Kind::Alive => remove(&mut self.alive, id),
+            Kind::JoinToken => remove(&mut self.join_tokens, id),
+            Kind::RemovedHost => remove(&mut self.removed_hosts, id),
+            Kind::StoreMember => remove(&mut self.store_members, id),
+            Kind::Issued => remove(&mut self.issued, id),
             Kind::Workflow => {}
         }
     }

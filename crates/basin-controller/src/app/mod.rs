@@ -5,11 +5,14 @@
 //! changed, and decided anew when something has.
 
 pub mod auth;
+pub mod baseline;
 pub mod bootstrap;
+pub mod cluster;
 pub mod datastores;
 pub mod hosts;
 pub mod images;
 pub mod inventory;
+pub mod moves;
 pub mod networks;
 pub mod nodes;
 pub mod problems;
@@ -19,6 +22,7 @@ pub mod tokens;
 pub mod vm_disks;
 pub mod vm_power;
 pub mod vms;
+pub mod vnis;
 pub mod volumes;
 
 use std::sync::Arc;
@@ -32,6 +36,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::cluster::leader::Leadership;
+use crate::cluster::seat::{Seat, Seatless};
 use crate::intake::Mint;
 use crate::workflow::{StartError, Workflow, Workflows};
 use inventory::{Inventory, Snapshot};
@@ -52,11 +58,24 @@ pub struct Services {
 pub struct App {
     pub services: Arc<Services>,
     pub workflows: Workflows<Services>,
+    pub leadership: Leadership,
+    pub seat: Arc<dyn Seat>,
 }
 
 impl App {
+    /// That of a single server.
     pub fn new(services: Arc<Services>, workflows: Workflows<Services>) -> App {
-        App { services, workflows }
+        App { services, workflows, leadership: Leadership::alone(), seat: Arc::new(Seatless) }
+    }
+
+    /// That of a server of several.
+    pub fn led(self, leadership: Leadership) -> App {
+        App { leadership, ..self }
+    }
+
+    /// That of a daemon.
+    pub fn seated(self, seat: Arc<dyn Seat>) -> App {
+        App { seat, ..self }
     }
 
     pub fn store(&self) -> &dyn Store {
@@ -92,17 +111,22 @@ impl App {
     }
 
     /// Decides on a snapshot and starts the workflow that does it; the draft's
-    /// reservations and the task come into being in one transaction.
+    /// reservations and the task come into being in one transaction, and only while
+    /// this server leads: it is the leader that drives workflows.
     pub async fn start<W: Workflow<Services = Services>>(
         &self,
         mut decide: impl FnMut(&Snapshot, &mut Mint<'_>) -> Result<(W, TxnBuilder), Problem> + Send,
     ) -> Result<Task, Problem> {
         for _ in 0..ATTEMPTS {
             let (workflow, txn) = self.decide(&mut decide)?;
-            match self.workflows.start(workflow, txn).await {
+            let guard = self.leadership.guard().map_err(|_| problems::no_leader())?;
+            match self.workflows.start(workflow, txn.and(guard)).await {
                 Ok(task) => {
                     self.see(&keys::task(task.id)).await?;
                     return Ok(task);
+                }
+                Err(StartError::Refused(condition)) if condition.key() == keys::leader() => {
+                    return Err(problems::no_leader());
                 }
                 Err(StartError::Refused(condition)) => self.catch_up(&condition).await?,
                 Err(StartError::Store(e)) => return Err(store_problem(&e)),

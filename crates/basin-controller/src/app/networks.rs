@@ -1,28 +1,47 @@
 //! Networks.
 
+use std::sync::Arc;
+
 use basin_api::network::NetworkCreate;
 use basin_api::reference::MetaPatch;
 use basin_model::NetworkId;
 use basin_model::keys::{self, Kind};
 use basin_model::task::Problem;
+use basin_node::NodeApi;
 use basin_store::Revision;
+use futures::future::join_all;
+use ipnet::Ipv4Net;
 
-use super::{App, nodes, problems, unchanged};
+use super::{App, problems, unchanged};
 use crate::intake::{self, meta};
 
 impl App {
     /// Makes a network; servers follow by themselves.
     pub async fn create_network(&self, request: &NetworkCreate) -> Result<NetworkId, Problem> {
         if let Ok(subnet) = request.subnet.parse() {
-            // Asked of this server only: of all, once there are several.
-            let node = self.nodes().get(self.nodes().local())?;
-            node.check_subnet(subnet).await.map_err(nodes::refused)?;
+            self.check_subnet(subnet).await?;
         }
         self.commit(|snapshot, mint| {
             let draft = intake::network::create(request, snapshot, mint)?;
             Ok((draft.network.id, draft.txn))
         })
         .await
+    }
+
+    /// Asks every server; one that does not answer cannot object.
+    async fn check_subnet(&self, subnet: Ipv4Net) -> Result<(), Problem> {
+        let asked = self.nodes().all().into_iter().map(|host| {
+            let ask = move |node: Arc<dyn NodeApi>| async move { node.check_subnet(subnet).await };
+            self.nodes().figures(host, ask)
+        });
+        let unasked = ["host-unreachable", "host-untrusted", "host-no-address"];
+        for answer in join_all(asked).await {
+            match answer {
+                Err(problem) if !unasked.contains(&problem.code.as_str()) => return Err(problem),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     pub async fn patch_network(
@@ -63,7 +82,8 @@ impl App {
                 .require_unchanged(record)
                 .delete(keys::network(network.id))
                 .delete(Kind::Network.name(&network.meta.name));
-            Ok(((), txn))
+            let vni = network.vni.map(keys::vni);
+            Ok(((), vni.into_iter().fold(txn, |txn, key| txn.delete(key))))
         })
         .await
     }

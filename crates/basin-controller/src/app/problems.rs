@@ -2,6 +2,7 @@
 //! refused and why, and what to do. [`status`] maps codes to HTTP.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use basin_model::task::Problem;
 
@@ -36,13 +37,27 @@ pub fn status(code: &str) -> (u16, &'static str) {
             (422, "The request cannot be fulfilled")
         }
         "fetch-failed" => (502, "It cannot be fetched"),
+        "datastore-unreachable" => (409, "No server can take it"),
+        "datastore-not-shared" => (409, "Not the same storage"),
         "disk-locked" | "disk-fenced" | "machine-gone" => (409, "Not in this state"),
         "datastore-full" => (507, "Not enough space"),
+        "datastore-not-mounted" | "datastore-not-open" | "datastore-unproven" => {
+            (503, "The server is not ready for this")
+        }
         "program-missing" | "qemu-unusable" | "network-not-ready" | "blockd-unreachable" => {
             (503, "The server is not ready for this")
         }
         "no-space" => (507, "Not enough space"),
+        "join-refused" => (409, "The server is not let in"),
+        "no-cluster" => (409, "Not in this state"),
+        "no-leader" => (503, "No server leads the cluster"),
         "store-unavailable" => (503, "The state store is not available"),
+        "host-unreachable" | "host-untrusted" | "host-garbled" | "host-too-old" => {
+            (503, "Another server cannot be asked")
+        }
+        "host-no-address" => (409, "Not in this state"),
+        "host-removed" => (403, "Not allowed"),
+        "forward-loop" => (503, "The servers do not agree on who is to do it"),
         "shutting-down" => (503, "The server is shutting down"),
         "timeout" => (504, "It took too long"),
         _ => (500, "Something went wrong"),
@@ -165,6 +180,14 @@ pub fn no_host(name: impl Display, reasons: &[String]) -> Problem {
     )
 }
 
+pub fn no_server_reaches(reasons: &[String]) -> Problem {
+    problem(
+        "datastore-unreachable",
+        format!("No server reaches what is needed. {}.", reasons.join("; ")),
+        "'basin datastore show' tells which servers reach a datastore, and why others do not.",
+    )
+}
+
 pub fn no_space(
     datastore: impl Display,
     needed: impl Display,
@@ -185,6 +208,59 @@ pub fn store_unavailable(why: impl Display) -> Problem {
         "store-unavailable",
         format!("The change cannot be kept: {why}"),
         "VMs go on running. See that the state directory's file system has space and is writable.",
+    )
+}
+
+pub fn join_refused(why: impl Display, advice: &str) -> Problem {
+    problem("join-refused", format!("The server is not let in: {why}."), advice)
+}
+
+pub fn no_cluster() -> Problem {
+    problem(
+        "no-cluster",
+        "This server belongs to no cluster.",
+        "Form one with 'basin init', or join one with 'basin join URL --token TOKEN'.",
+    )
+}
+
+pub fn no_leader() -> Problem {
+    problem(
+        "no-leader",
+        "No server leads the cluster at this moment, so nothing can be changed.",
+        "VMs go on running. A leader is elected within seconds while most of the servers that \
+         keep the state can reach each other: 'basin host list' shows which do.",
+    )
+}
+
+pub fn silent(server: &str, within: Duration) -> Problem {
+    problem(
+        "host-unreachable",
+        format!("Server '{server}' does not answer within {} seconds.", within.as_secs()),
+        "Look at its load, and at its daemon there (systemctl status basin).",
+    )
+}
+
+pub fn no_address(server: &str) -> Problem {
+    problem(
+        "host-no-address",
+        format!("It is not known where server '{server}' can be reached."),
+        "Its daemon notes its address when it joins; start it there, or join it again.",
+    )
+}
+
+pub fn forward_loop(by: impl Display) -> Problem {
+    problem(
+        "forward-loop",
+        format!("Server {by} sent this here, but it is not for this server to do either."),
+        "The servers are about to choose who leads; try again in a few seconds.",
+    )
+}
+
+pub fn only_servers(header: &str) -> Problem {
+    problem(
+        "forbidden",
+        format!("Only the cluster's servers may set the header '{header}'."),
+        "Leave it out: who you are is seen by your token.",
     )
 }
 
@@ -224,8 +300,15 @@ mod tests {
             no_host("x", &[]),
             no_space("d", 1, 2, 200),
             store_unavailable("x"),
+            no_leader(),
+            join_refused("x", "y"),
+            no_cluster(),
             timeout("x"),
             cancelled(),
+            silent("s", Duration::from_secs(1)),
+            no_address("s"),
+            forward_loop("s"),
+            only_servers("x"),
         ];
         for problem in all {
             assert_ne!(status(&problem.code).0, 500, "{}", problem.code);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use basin_model::host::QemuInfo;
+use basin_model::host::{Host, QemuInfo};
 use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, Task};
 use basin_model::vm::{Phase, Placement, Power, PowerOff, Vm, VmStatus};
@@ -13,7 +13,8 @@ use jiff::Timestamp;
 
 use super::inventory::Snapshot;
 use super::vms::committed_memory;
-use super::{App, problems};
+use super::{App, baseline, problems};
+use crate::intake::reach::{When, reachable_from};
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_power_change::{Change, VmPowerChange};
 use crate::workflows::vm_power_on::VmPowerOn;
@@ -129,10 +130,12 @@ fn unlocked(vm: &Versioned<Vm>) -> TxnBuilder {
     TxnBuilder::new().require_absent(keys::lock(Kind::Vm, vm.value.id))
 }
 
-/// The VM as it is to run: placed, in a new epoch; and the transaction for it.
+/// The VM as it is to run: placed, in a new epoch, with what its guest will see; and the transaction for it.
 pub fn power_on(vm: &Versioned<Vm>, snapshot: &Snapshot) -> Result<(Vm, TxnBuilder), Problem> {
     let mut wanted = vm.value.clone();
-    wanted.placement = Some(placement(&vm.value, snapshot)?);
+    let placement = placement(&vm.value, snapshot)?;
+    wanted.placement = Some(placement);
+    wanted.hardware = baseline::hardware(&wanted, placement.host, snapshot);
     wanted.run.power = Power::Running;
     wanted.run.epoch += 1;
     let mut txn = unlocked(vm).replace(vm, &wanted);
@@ -150,7 +153,7 @@ pub fn power_on(vm: &Versioned<Vm>, snapshot: &Snapshot) -> Result<(Vm, TxnBuild
 /// Where a VM starts: the same server keeps its generation, another gets the next.
 fn placement(vm: &Vm, snapshot: &Snapshot) -> Result<Placement, Problem> {
     let candidates = candidates(snapshot, |other| other == vm.id);
-    let verdict = place(&demand(vm, snapshot), &candidates);
+    let verdict = place(&demand(vm, When::Now, snapshot), &candidates);
     let Some(host) = verdict.chosen else {
         return Err(problems::no_host(&vm.meta.name, &reasons(&verdict)));
     };
@@ -161,10 +164,15 @@ fn placement(vm: &Vm, snapshot: &Snapshot) -> Result<Placement, Problem> {
     })
 }
 
-pub fn demand(vm: &Vm, snapshot: &Snapshot) -> Demand {
-    let volumes = vm.spec.disks.iter().filter_map(|d| snapshot.volumes.get(&d.volume));
-    let tied_to = volumes.filter_map(|v| snapshot.datastore_host(&v.value)).next();
-    Demand { vcpus: vm.spec.vcpus, memory: vm.spec.memory, tied_to }
+/// What a VM needs of a server, now or once all servers are in order.
+pub fn demand(vm: &Vm, when: When, snapshot: &Snapshot) -> Demand {
+    let cut_off = reachable_from(vm, when, snapshot).cut_off;
+    Demand { vcpus: vm.spec.vcpus, memory: vm.spec.memory, cut_off }
+}
+
+/// A server of a cluster whose daemon does not run, or does not reach the store.
+pub fn is_silent(host: &Host, snapshot: &Snapshot) -> bool {
+    host.address.is_some() && !snapshot.alive.contains_key(&host.id)
 }
 
 /// The servers with what is committed there, some VMs left out of the account.
@@ -182,12 +190,24 @@ pub fn candidates(snapshot: &Snapshot, leave_out: impl Fn(VmId) -> bool) -> Vec<
                 .map(|vm| committed_memory(vm, emulated))
                 .sum();
             let unusable = match &status.qemu {
-                QemuInfo::Usable { .. } => None,
                 QemuInfo::Unusable { reason } => Some(reason.clone()),
+                QemuInfo::Usable { .. } if is_silent(host, snapshot) => {
+                    Some("it does not answer".to_owned())
+                }
+                QemuInfo::Usable { .. } => None,
             };
             let name = host.meta.name.to_string();
             let capacity = status.capacity;
-            Some(Candidate { host: host.id, name, capacity, emulated, committed, unusable })
+            let draining = host.drain.is_some();
+            Some(Candidate {
+                host: host.id,
+                name,
+                capacity,
+                emulated,
+                committed,
+                unusable,
+                draining,
+            })
         })
         .collect()
 }

@@ -10,6 +10,7 @@ use basin_store::Revision;
 use super::inventory::Snapshot;
 use super::{App, problems, space_check, unchanged, vm_power};
 use crate::intake;
+use crate::intake::reach::When;
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_create::VmCreate as CreateFlow;
 use crate::workflows::vm_delete::VmDelete;
@@ -75,12 +76,15 @@ fn fits(vm: &Vm, now: bool, snapshot: &Snapshot) -> Result<(), Problem> {
     let mut candidates = vm_power::candidates(snapshot, |_| !now);
     if !now {
         // A server that is not in order today may be so tomorrow.
-        candidates.iter_mut().for_each(|c| c.unusable = None);
+        for candidate in &mut candidates {
+            (candidate.unusable, candidate.draining) = (None, false);
+        }
     }
     if candidates.is_empty() {
         return Ok(());
     }
-    let verdict = place(&vm_power::demand(vm, snapshot), &candidates);
+    let when = if now { When::Now } else { When::Ever };
+    let verdict = place(&vm_power::demand(vm, when, snapshot), &candidates);
     if verdict.chosen.is_some() {
         return Ok(());
     }

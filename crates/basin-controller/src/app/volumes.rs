@@ -1,6 +1,7 @@
 //! Volumes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use basin_api::reference::MetaPatch;
 use basin_api::volume::VolumeCreate;
@@ -9,12 +10,14 @@ use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, Task};
 use basin_model::volume::{Volume, VolumeState};
 use basin_model::{Bytes, DatastoreId, VolumeId};
+use basin_node::NodeApi;
 use basin_store::Revision;
+use futures::future::join_all;
 
 use super::inventory::Snapshot;
 use super::{App, problems, unchanged};
 use crate::intake::vm_patch::is_stopped;
-use crate::intake::{self, meta, space};
+use crate::intake::{self, meta, reach, space};
 use crate::workflows::volume_create::VolumeCreate as CreateFlow;
 use crate::workflows::volume_delete::VolumeDelete;
 use crate::workflows::volume_grow::VolumeGrow;
@@ -25,19 +28,17 @@ pub type Capacities = BTreeMap<DatastoreId, Capacity>;
 impl App {
     /// Asks every datastore for its space; one that does not answer is left out.
     pub async fn capacities(&self) -> Capacities {
-        let datastores: Vec<_> = {
+        let local = self.nodes().local();
+        let asked: Vec<_> = {
             let snapshot = self.inventory().read();
-            snapshot.datastores.values().map(|d| (d.value.id, d.value.host)).collect()
+            let host = |id| Some((id, reach::choose(&[id], local, &snapshot).ok()?));
+            snapshot.datastores.keys().filter_map(|id| host(*id)).collect()
         };
-        let mut capacities = Capacities::new();
-        for (id, host) in datastores {
-            if let Ok(node) = self.nodes().get(host)
-                && let Ok(capacity) = node.capacity(id).await
-            {
-                capacities.insert(id, capacity);
-            }
-        }
-        capacities
+        let answers = asked.into_iter().map(|(id, host)| async move {
+            let ask = |node: Arc<dyn NodeApi>| async move { node.capacity(id).await };
+            Some((id, self.nodes().figures(host, ask).await.ok()?))
+        });
+        join_all(answers).await.into_iter().flatten().collect()
     }
 
     pub async fn create_volume(&self, request: &VolumeCreate) -> Result<Task, Problem> {

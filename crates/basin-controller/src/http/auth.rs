@@ -10,9 +10,12 @@ use axum::http::header;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use basin_model::task::Problem;
+pub use basin_node::pki::FromServer;
 
 use super::Context;
 use super::error::ApiError;
+use super::forward::{ACTOR, FORWARDED, named_actor};
 use crate::app::auth::{Action, Actor};
 use crate::app::problems;
 
@@ -26,20 +29,38 @@ pub async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let actor = match request.extensions().get::<FromLocalRoot>() {
-        Some(FromLocalRoot) => Some(Actor::Root),
-        None => bearer(&request).and_then(|secret| context.app.authenticate(secret)),
-    };
-    match actor {
-        Some(actor) => {
+    match find_actor(&context, &request) {
+        Err(problem) => ApiError(problem).into_response(),
+        Ok(Some(actor)) => {
             request.extensions_mut().insert(actor);
             next.run(request).await
         }
-        None => {
+        Ok(None) => {
             let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"basin\"")];
             (challenge, ApiError(problems::unauthenticated())).into_response()
         }
     }
+}
+
+/// Root by the socket; whom another server names; or the token's owner.
+fn find_actor(context: &Context, request: &Request) -> Result<Option<Actor>, Problem> {
+    let headers = request.headers();
+    if request.extensions().get::<FromServer>().is_some()
+        && let Some(actor) = named_actor(headers)?
+    {
+        return Ok(Some(actor));
+    }
+    if request.extensions().get::<FromServer>().is_none() {
+        // Refused, not passed over: whoever sends it means to be somebody else.
+        let theirs = [ACTOR, FORWARDED].into_iter().find(|name| headers.contains_key(name));
+        if let Some(name) = theirs {
+            return Err(problems::only_servers(name.as_str()));
+        }
+    }
+    if request.extensions().get::<FromLocalRoot>().is_some() {
+        return Ok(Some(Actor::Root));
+    }
+    Ok(bearer(request).and_then(|secret| context.app.authenticate(secret)))
 }
 
 fn bearer(request: &Request) -> Option<&str> {

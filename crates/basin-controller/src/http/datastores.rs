@@ -32,7 +32,7 @@ async fn list(_: Allow<View>, State(context): State<Context>) -> Answer<List<Dat
     Ok(Json(List { items, revision: snapshot.revision.0 }))
 }
 
-/// Makes a directory of the server a datastore.
+/// Makes a directory a datastore: of one server, or of all that have the same storage there.
 #[utoipa::path(post, path = "/v1/datastores", tag = "datastores", request_body = DatastoreCreate,
     responses((status = 201, body = Datastore), (status = "default", body = Problem)))]
 async fn create(

@@ -20,7 +20,7 @@ use super::convert;
 use super::extract::Pairs;
 use super::{ApiError, Context};
 use crate::app::inventory::Snapshot;
-use crate::app::{problems, store_problem};
+use crate::app::{baseline, problems, store_problem};
 
 const KINDS: [&str; 8] = ["vm", "volume", "image", "datastore", "network", "host", "task", "token"];
 
@@ -130,7 +130,7 @@ fn event(change: &Change, snapshot: &Snapshot) -> Option<Event> {
     // A status is part of what it is the status of.
     let (kind, part) = match kind {
         Kind::VmStatus => (Kind::Vm, true),
-        Kind::HostStatus => (Kind::Host, true),
+        Kind::HostStatus | Kind::Alive => (Kind::Host, true),
         kind => (kind, false),
     };
     let word = match kind {
@@ -142,12 +142,17 @@ fn event(change: &Change, snapshot: &Snapshot) -> Option<Event> {
         Kind::Host => "host",
         Kind::Task => "task",
         Kind::Token => "token",
-        Kind::Workflow | Kind::VmStatus | Kind::HostStatus => return None,
+        Kind::Workflow | Kind::VmStatus | Kind::HostStatus | Kind::Alive => return None,
+        Kind::JoinToken | Kind::RemovedHost | Kind::StoreMember | Kind::Issued => return None,
     };
     let event = |change, object| {
         Some(Event { change, kind: word.to_owned(), id: id.to_owned(), revision, object })
     };
     match change {
+        // A server that is no longer alive has not gone, but changed.
+        Change::Delete { .. } if key.starts_with(&Kind::Alive.prefix()) => {
+            event(What::Updated, object(kind, id, snapshot))
+        }
         Change::Delete { .. } if part => None,
         Change::Delete { .. } => event(What::Deleted, None),
         Change::Put(entry) => {
@@ -170,9 +175,13 @@ fn object(kind: Kind, id: &str, snapshot: &Snapshot) -> Option<serde_json::Value
             json(convert::datastore::datastore(snapshot.datastore(id).ok()?, None, snapshot))
         }
         Kind::Network => json(convert::network::network(snapshot.network(id).ok()?, snapshot)),
-        Kind::Host => json(convert::host::host(snapshot.host(id).ok()?, snapshot)),
+        Kind::Host => {
+            let host = snapshot.host(id).ok()?;
+            json(convert::host::host(host, snapshot, &baseline::of(snapshot)))
+        }
         Kind::Task => json(convert::task::task(snapshot.task(id).ok()?)),
         Kind::Token => json(convert::token::token(snapshot.token(id).ok()?)),
-        Kind::Workflow | Kind::VmStatus | Kind::HostStatus => None,
+        Kind::Workflow | Kind::VmStatus | Kind::HostStatus | Kind::Alive => None,
+        Kind::JoinToken | Kind::RemovedHost | Kind::StoreMember | Kind::Issued => None,
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::Router;
-use axum_server::tls_rustls::RustlsConfig;
+use basin_node::remote;
+pub use basin_node::remote::Tls;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -101,6 +102,18 @@ impl TlsFiles {
     }
 }
 
+impl TlsFiles {
+    /// What is shown to those who connect, of a server that belongs to no cluster.
+    pub fn load(&self) -> anyhow::Result<Tls> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        Tls::fixed(&read(&self.certificate)?, &read(&self.key)?)
+            .map_err(anyhow::Error::msg)
+            .context("the certificate for HTTPS cannot be used")
+    }
+}
+
 /// All or nothing, for root's eyes only.
 fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
@@ -126,25 +139,15 @@ pub fn bind_https(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> 
     Ok(listener)
 }
 
-/// Serves HTTPS until the token is cancelled.
+/// Serves HTTPS until the token is cancelled: people by token, and, in a cluster,
+/// servers by certificate.
 pub async fn serve_https(
     listener: std::net::TcpListener,
-    tls: TlsFiles,
+    tls: Tls,
     router: Router,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let config = RustlsConfig::from_pem_file(&tls.certificate, &tls.key)
-        .await
-        .context("the certificate for HTTPS cannot be used")?;
-    let handle = axum_server::Handle::new();
-    let stopper = handle.clone();
-    tokio::spawn(async move {
-        stop.cancelled().await;
-        stopper.graceful_shutdown(Some(GRACE));
-    });
-    axum_server::from_tcp_rustls(listener, config)?
-        .handle(handle)
-        .serve(router.into_make_service())
-        .await
-        .context("HTTPS ended")
+    let listener = tokio::net::TcpListener::from_std(listener).context("HTTPS ended")?;
+    remote::serve(listener, tls, router, stop, GRACE).await;
+    Ok(())
 }

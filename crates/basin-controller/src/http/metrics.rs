@@ -124,6 +124,7 @@ async fn hosts(context: &Context, registry: &mut Registry) {
         gauge(registry, "host_memory_available", "Memory the server has available", bytes());
     let daemon = gauge(registry, "daemon_resident_memory", "Memory of the daemon", bytes());
     let blockd = gauge(registry, "blockd_resident_memory", "Memory of blockd", bytes());
+    let up = gauge(registry, "host_up", "1 if the server answers", None);
     let kvm = gauge(registry, "host_kvm_usable", "1 if VMs run on KVM", None);
     let vm_cpu = Family::<VmLabels, F>::default();
     registry.register_with_unit("vm_cpu", "CPU time of QEMU", Unit::Seconds, vm_cpu.clone());
@@ -135,19 +136,19 @@ async fn hosts(context: &Context, registry: &mut Registry) {
     let received = gauge(registry, "vm_network_received", "Received by the guest", bytes());
     let sent = gauge(registry, "vm_network_sent", "Sent by the guest", bytes());
 
-    let local = context.app.nodes().local();
-    let Ok(node) = context.app.nodes().get(local) else { return };
-    let usage = node.usage().await;
+    let usages = context.app.nodes().usages().await;
     let snapshot = context.app.inventory().read();
     for record in snapshot.hosts.values() {
-        let host = convert::host::host(record, &snapshot);
+        let host = convert::host::host(record, &snapshot, &[]);
         let labels = HostLabels { host: host.meta.name };
         committed.get_or_create(&labels).set(clamp(host.committed.memory_bytes));
         if let Some(status) = host.status {
             memory.get_or_create(&labels).set(clamp(status.memory_bytes));
             kvm.get_or_create(&labels).set(i64::from(status.accelerator == "kvm"));
         }
-        if record.value.id == local {
+        let usage = usages.get(&record.value.id);
+        up.get_or_create(&labels).set(i64::from(usage.is_some_and(Result::is_ok)));
+        if let Some(Ok(usage)) = usage {
             let figures = usage.host;
             available.get_or_create(&labels).set(clamp(figures.memory_available.get()));
             daemon.get_or_create(&labels).set(clamp(figures.daemon_resident.get()));
@@ -155,7 +156,7 @@ async fn hosts(context: &Context, registry: &mut Registry) {
             blockd.get_or_create(&labels).set(clamp(of_blockd));
         }
     }
-    for (id, figures) in &usage.vms {
+    for (id, figures) in usages.values().flatten().flat_map(|usage| &usage.vms) {
         let Some(record) = snapshot.vms.get(id) else { continue };
         let labels = VmLabels { vm: record.value.meta.name.to_string(), id: id.to_string() };
         let shown = convert::usage::vm(figures);

@@ -2,6 +2,7 @@
 //! means is in `app`; the shapes are in `basin-api`.
 
 pub mod auth;
+pub mod cluster;
 mod console;
 mod convert;
 mod datastores;
@@ -9,8 +10,10 @@ mod error;
 mod etag;
 mod events;
 mod extract;
+pub mod forward;
 mod hosts;
 mod images;
+pub mod leader;
 pub mod listen;
 mod meta;
 mod metrics;
@@ -82,6 +85,7 @@ fn routes() -> OpenApiRouter<Context> {
         .merge(networks::routes())
         .merge(hosts::routes())
         .merge(tasks::routes())
+        .merge(cluster::routes())
         .merge(tokens::routes())
         .merge(events::routes())
         .merge(console::routes())
@@ -100,6 +104,7 @@ pub fn router(context: Context) -> Router {
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::no_such_method)
         .layer(axum::middleware::from_fn_with_state(context.clone(), metrics::observe))
+        .layer(axum::middleware::from_fn_with_state(context.clone(), leader::to_leader))
         .layer(axum::middleware::from_fn_with_state(context.clone(), auth::authenticate))
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(context)

@@ -72,9 +72,8 @@ async fn show(
         (convert::vm::vm(record, &snapshot), record.value.id, host)
     };
     if let Some(host) = host
-        && let Ok(node) = context.app.nodes().get(host)
+        && let Ok(usage) = context.app.nodes().usage(host).await
     {
-        let usage = node.usage().await;
         vm.status.usage = usage.vms.get(&id).map(convert::usage::vm);
     }
     let revision = vm.meta.revision;

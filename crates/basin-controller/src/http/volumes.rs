@@ -1,5 +1,7 @@
 //! `/v1/volumes`
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use basin_api::Problem;
@@ -7,6 +9,7 @@ use basin_api::reference::{List, MetaPatch};
 use basin_api::task::Task;
 use basin_api::volume::{Volume, VolumeCreate, VolumeGrow};
 use basin_model::Bytes;
+use basin_node::NodeApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -16,6 +19,7 @@ use super::etag::{IfMatch, Tagged};
 use super::extract::{Answer, Body, Pairs};
 use super::tasks::{Accepted, accepted};
 use super::{ApiError, Context};
+use crate::intake::reach;
 
 pub fn routes() -> OpenApiRouter<Context> {
     OpenApiRouter::new()
@@ -65,12 +69,14 @@ async fn show(
         let snapshot = context.app.inventory().read();
         let record = snapshot.volume(&reference)?;
         let shown = convert::volume::volume(record, &snapshot);
-        (shown, record.value.clone(), snapshot.datastore_host(&record.value))
+        let local = context.app.nodes().local();
+        let host = reach::choose_for(&record.value, local, &snapshot).ok();
+        (shown, record.value.clone(), host)
     };
-    if let Some(host) = host
-        && let Ok(node) = context.app.nodes().get(host)
-    {
-        shown.allocated_bytes = node.allocated(&volume).await.ok().map(Bytes::get);
+    if let Some(host) = host {
+        let ask = |node: Arc<dyn NodeApi>| async move { node.allocated(&volume).await };
+        let allocated = context.app.nodes().figures(host, ask).await;
+        shown.allocated_bytes = allocated.ok().map(Bytes::get);
     }
     let revision = shown.meta.revision;
     Ok(Tagged(shown, revision))

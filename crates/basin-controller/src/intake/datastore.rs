@@ -3,7 +3,7 @@
 use std::path::{Component, PathBuf};
 
 use basin_api::datastore::DatastoreCreate;
-use basin_model::datastore::{Datastore, DatastoreKind};
+use basin_model::datastore::{Datastore, DatastoreKind, DatastoreState, Sharing};
 use basin_model::keys::{self, Kind};
 use basin_model::task::Problem;
 use basin_model::{Bytes, DatastoreId, HostId};
@@ -19,9 +19,10 @@ pub struct Draft {
     pub txn: TxnBuilder,
 }
 
+/// `asked` is the server that makes it when none is named.
 pub fn create(
     request: &DatastoreCreate,
-    host: HostId,
+    asked: HostId,
     snapshot: &Snapshot,
     mint: &mut Mint<'_>,
 ) -> Result<Draft, Problem> {
@@ -40,7 +41,13 @@ pub fn create(
             request.path
         )));
     }
-    for other in snapshot.datastores.values().map(|d| &d.value).filter(|d| d.host == host) {
+    let maker = match &request.host {
+        Some(reference) => snapshot.host(reference)?.value.id,
+        None => asked,
+    };
+    let sharing = if request.shared { Sharing::Shared { maker } } else { Sharing::Local(maker) };
+    let others = snapshot.datastores.values().map(|d| &d.value);
+    for other in others.filter(|d| meet(d.sharing, sharing)) {
         let DatastoreKind::Dir { path: theirs } = &other.kind;
         if theirs.starts_with(&path) || path.starts_with(theirs) {
             return Err(problems::invalid(format!(
@@ -62,9 +69,18 @@ pub fn create(
     let id = DatastoreId::from_uuid(mint.uuid());
     let quota = request.quota_bytes.map(Bytes);
     let kind = DatastoreKind::Dir { path };
-    let datastore = Datastore { id, meta, host, kind, quota, overcommit_percent };
+    let state = DatastoreState::Preparing;
+    let datastore = Datastore { id, meta, sharing, kind, quota, overcommit_percent, state };
     let txn = TxnBuilder::new()
         .create(Kind::Datastore.name(&datastore.meta.name), &id)
         .create(keys::datastore(id), &datastore);
     Ok(Draft { datastore, txn })
+}
+
+/// Whether some server has both.
+fn meet(a: Sharing, b: Sharing) -> bool {
+    match (a, b) {
+        (Sharing::Local(a), Sharing::Local(b)) => a == b,
+        _ => true,
+    }
 }

@@ -28,7 +28,7 @@ pub fn create(
 ) -> Result<Draft, Problem> {
     let meta =
         meta::new(&snapshot.images, &request.name, &request.description, &request.labels, mint)?;
-    let datastore = snapshot.datastore(request.datastore.as_deref().unwrap_or("default"))?;
+    let datastore = snapshot.ready_datastore(request.datastore.as_deref().unwrap_or("default"))?;
     let kind = match request.kind {
         api::ImageKind::Disk => ImageKind::Disk,
         api::ImageKind::Iso => ImageKind::Iso,

@@ -5,6 +5,7 @@
 //! attachments) on the condition that nothing it was decided from has changed.
 //! A refusal is a [`Problem`] that names the thing. Nothing here has an effect.
 
+pub mod admission;
 pub mod chain;
 pub mod cloud_init;
 pub mod datastore;
@@ -12,6 +13,7 @@ pub mod image;
 pub mod meta;
 pub mod mint;
 pub mod network;
+pub mod reach;
 pub mod resolve;
 pub mod space;
 pub mod uses;

@@ -1,11 +1,14 @@
 //! Pure. New networks.
 
+use std::collections::BTreeSet;
+
 use basin_api::network::NetworkCreate;
 use basin_model::NetworkId;
+use basin_model::host::HostStatus;
 use basin_model::keys::{self, Kind};
-use basin_model::network::{Network, NetworkKind};
+use basin_model::network::{Network, NetworkKind, Vni};
 use basin_model::task::Problem;
-use basin_store::records::TxnBuilder;
+use basin_store::records::{TxnBuilder, Versioned};
 use ipnet::Ipv4Net;
 
 use super::{Mint, field, meta};
@@ -33,13 +36,48 @@ pub fn create(
     if let Some(other) = snapshot.networks.values().map(|n| &n.value).find(|n| overlap(n, subnet)) {
         return Err(overlaps(subnet, &other.meta.name, other.subnet()));
     }
-    let network = Network { id, meta, kind: NetworkKind::Nat { subnet, domain } };
+    let taken: BTreeSet<Vni> = snapshot.networks.values().filter_map(|n| n.value.vni).collect();
+    let vni = Vni::first_free(Vni::likely(id), |vni| !taken.contains(&vni))
+        .ok_or_else(|| problems::invalid("16777215 networks are all there can be"))?;
+    let mtu = mtu(request.mtu, snapshot)?;
+    let kind = NetworkKind::Nat { subnet, domain };
+    let network = Network { id, meta, kind, vni: Some(vni), mtu };
     // Networks are few: any two that are made at once are made one after the other.
     let txn = TxnBuilder::new()
         .create(Kind::Network.name(&network.meta.name), &id)
-        .create(keys::network(id), &network);
+        .create(keys::network(id), &network)
+        .create(keys::vni(vni), &id);
     Ok(Draft { network, txn })
 }
+
+/// Fixed for the network's life: guests are told once. So it is what all servers of
+/// the day carry, or less on request; outside a cluster each start decides.
+fn mtu(wanted: Option<u32>, snapshot: &Snapshot) -> Result<Option<u32>, Problem> {
+    let status = |s: &Versioned<HostStatus>| Some((s.value.overlay_mtu?, s.value.host));
+    let least = snapshot.host_statuses.values().filter_map(status).min();
+    let Some(mtu) = wanted else {
+        return Ok(least.map(|(most, _)| most.min(Network::OVERLAY_MTU)));
+    };
+    if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+        return Err(problems::invalid(format!("mtu: {mtu} is not of {MIN_MTU} to {MAX_MTU}")));
+    }
+    match least {
+        Some((most, host)) if most < mtu => {
+            let name = snapshot.hosts.get(&host).map(|h| h.value.meta.name.to_string());
+            let name = name.unwrap_or_else(|| host.to_string());
+            Err(problems::invalid(format!(
+                "mtu: server '{name}' carries {most} between servers, which is less than {mtu}; \
+                 raise the MTU of its interface to {} or choose less",
+                mtu + Network::VXLAN_OVERHEAD
+            )))
+        }
+        _ => Ok(Some(mtu)),
+    }
+}
+
+/// What every IPv4 host must take, and what fits into the largest UDP packet.
+const MIN_MTU: u32 = 576;
+const MAX_MTU: u32 = 65_535 - Network::VXLAN_OVERHEAD;
 
 fn overlap(network: &Network, subnet: Ipv4Net) -> bool {
     let other = network.subnet();

@@ -1,13 +1,13 @@
 //! Pure. From a name or an id to the record.
 
-use basin_model::datastore::Datastore;
+use basin_model::Meta;
+use basin_model::datastore::{Datastore, DatastoreState};
 use basin_model::host::Host;
 use basin_model::image::{Image, ImageContent, ImageKind, ImageState};
 use basin_model::network::Network;
 use basin_model::task::{Problem, Task};
 use basin_model::vm::Vm;
 use basin_model::volume::{Volume, VolumeState};
-use basin_model::{HostId, Meta};
 use basin_store::records::Versioned;
 
 use crate::app::inventory::{Snapshot, Table};
@@ -71,6 +71,15 @@ impl Snapshot {
         find(&self.datastores, reference)
     }
 
+    /// A datastore that can be used.
+    pub fn ready_datastore(&self, reference: &str) -> Result<&Versioned<Datastore>, Problem> {
+        let datastore = self.datastore(reference)?;
+        match datastore.value.state {
+            DatastoreState::Ready => Ok(datastore),
+            DatastoreState::Preparing => Err(not_ready("datastore", reference, "still being made")),
+        }
+    }
+
     pub fn network(&self, reference: &str) -> Result<&Versioned<Network>, Problem> {
         find(&self.networks, reference)
     }
@@ -117,11 +126,6 @@ impl Snapshot {
             ImageState::Importing => Err(not_ready("image", reference, "still being imported")),
             ImageState::Deleting => Err(not_ready("image", reference, "being deleted")),
         }
-    }
-
-    /// The server that a datastore is on.
-    pub fn datastore_host(&self, volume: &Volume) -> Option<HostId> {
-        self.datastores.get(&volume.datastore).map(|d| d.value.host)
     }
 }
 

@@ -75,6 +75,7 @@ pub fn create(
         meta,
         run: Run { power: Power::Off { how: PowerOff::Now }, epoch: 0, resets: 0 },
         placement: None,
+        hardware: None,
     };
     let txn =
         uses.into_txn().and(disks.txn).and(nics_txn).create(Kind::Vm.name(&vm.meta.name), &id);

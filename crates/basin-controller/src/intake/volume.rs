@@ -8,7 +8,7 @@ use basin_model::volume::{Volume, VolumeFormat, VolumeSource, VolumeState};
 use basin_model::{Bytes, DatastoreId, Meta, VolumeId};
 use basin_store::records::TxnBuilder;
 
-use super::{Mint, Uses, chain, meta};
+use super::{Mint, Uses, chain, meta, reach};
 use crate::app::inventory::Snapshot;
 use crate::app::problems;
 
@@ -63,14 +63,21 @@ pub(super) fn draft(
 ) -> Result<Volume, Problem> {
     let origin = origin(choice.source, snapshot, uses)?;
     let datastore = match (choice.datastore, origin.home) {
-        (Some(reference), _) => snapshot.datastore(reference)?,
+        (Some(reference), _) => snapshot.ready_datastore(reference)?,
         (None, Some(home)) => snapshot.datastore(&home.to_string())?,
-        (None, None) => snapshot.datastore("default")?,
+        (None, None) => snapshot.ready_datastore("default")?,
     };
-    if origin.linked && origin.home.is_some_and(|home| home != datastore.value.id) {
-        return Err(problems::invalid(
-            "datastore: a linked clone is in the datastore of its source; ask for a full clone",
-        ));
+    // An image can be fetched by any server; a volume is where it is.
+    if let VolumeSource::Volume { .. } | VolumeSource::LinkedVolume { .. } = origin.source
+        && let Some(home) = origin.home.filter(|home| *home != datastore.value.id)
+    {
+        if origin.linked {
+            return Err(problems::invalid(
+                "datastore: a linked clone is in the datastore of its source; ask for a full clone",
+            ));
+        }
+        let any = datastore.value.sharing.maker();
+        reach::choose(&[datastore.value.id, home], any, snapshot)?;
     }
     let format = format(choice.format, origin.linked)?;
     let size = size(&origin)?;

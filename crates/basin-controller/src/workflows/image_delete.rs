@@ -7,7 +7,7 @@ use basin_model::task::Problem;
 use basin_store::records::TxnBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::image_import::datastore_node;
+use super::image_import::image_host;
 use crate::app::Services;
 use crate::app::nodes::refused;
 use crate::workflow::{Step, StepContext, Workflow};
@@ -23,7 +23,7 @@ impl ImageDelete {
     }
 
     async fn remove(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
-        let node = datastore_node(&self.image, cx)?;
+        let node = cx.services.nodes.get(image_host(&self.image, None, cx)?)?;
         node.delete_image(self.image.datastore, self.image.id).await.map_err(refused)
     }
 }

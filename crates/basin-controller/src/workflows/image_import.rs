@@ -7,6 +7,7 @@
 //! | fetch | reads, checks and stores the content               | deleting the file |
 //! | end   | `ready`, with what was found; or the record goes   |                   |
 
+use basin_model::HostId;
 use basin_model::image::{Image, ImageContent, ImageState};
 use basin_model::keys;
 use basin_model::task::Problem;
@@ -18,24 +19,36 @@ use super::image_delete::forget;
 use crate::app::Services;
 use crate::app::images::source_words;
 use crate::app::nodes::refused;
-use crate::intake::resolve::not_there;
+use crate::intake::reach;
 use crate::workflow::{Step, StepContext, Workflow};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageImport {
     image: Image,
     import: ImportRequest,
+    /// The server that was chosen to do it; a file is that server's.
+    #[serde(default)]
+    host: Option<HostId>,
     /// What the fetch found.
     content: Option<ImageContent>,
 }
 
 impl ImageImport {
-    pub fn new(image: Image, import: ImportRequest) -> ImageImport {
-        ImageImport { image, import, content: None }
+    pub fn new(image: Image, import: ImportRequest, host: HostId) -> ImageImport {
+        ImageImport { image, import, host: Some(host), content: None }
+    }
+
+    /// The server to read the source: another one than was chosen, when that does
+    /// not reach the datastore any more and the source is not a file there.
+    fn reader(&self, cx: &StepContext<Services>) -> Result<HostId, Problem> {
+        match (&self.import.source, self.host) {
+            (ImportSource::Path { .. }, Some(host)) => Ok(host),
+            _ => image_host(&self.image, self.host, cx),
+        }
     }
 
     async fn fetch(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
-        let node = datastore_node(&self.image, cx)?;
+        let node = cx.services.nodes.get(self.reader(cx)?)?;
         let progress = cx.bytes_progress(format!("reading {}", source_words(&self.import.source)));
         let content = node
             .import_image(self.image.datastore, &self.import, progress, cx.cancel.clone())
@@ -46,30 +59,28 @@ impl ImageImport {
     }
 
     async fn remove(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
-        let node = datastore_node(&self.image, cx)?;
+        let node = cx.services.nodes.get(image_host(&self.image, self.host, cx)?)?;
         node.delete_image(self.image.datastore, self.image.id).await.map_err(refused)
     }
 
     /// What stays of an upload is swept in a day; not worth failing for.
     async fn tidy(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
         if let ImportSource::Upload { upload } = &self.import.source {
-            let node = datastore_node(&self.image, cx)?;
+            let node = cx.services.nodes.get(image_host(&self.image, self.host, cx)?)?;
             let _ = node.discard_upload(self.image.datastore, *upload).await;
         }
         Ok(())
     }
 }
 
-/// The server that has the image's datastore.
-pub(super) fn datastore_node<'a>(
+/// A server that reaches the image's datastore.
+pub(super) fn image_host(
     image: &Image,
-    cx: &'a StepContext<Services>,
-) -> Result<&'a dyn basin_node::NodeApi, Problem> {
-    let host = {
-        let snapshot = cx.services.inventory.read();
-        snapshot.datastores.get(&image.datastore).map(|d| d.value.host)
-    };
-    cx.services.nodes.get(host.ok_or_else(|| not_there("datastore", image.datastore))?)
+    preferred: Option<HostId>,
+    cx: &StepContext<Services>,
+) -> Result<HostId, Problem> {
+    let preferred = preferred.unwrap_or_else(|| cx.services.nodes.local());
+    reach::choose(&[image.datastore], preferred, &cx.services.inventory.read())
 }
 
 impl Workflow for ImageImport {

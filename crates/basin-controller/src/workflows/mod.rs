@@ -4,6 +4,7 @@
 //! workflow needs to itself is reserved in the transaction that starts it, by the
 //! function in `app` that starts it; the last step lets go.
 
+pub mod datastore_create;
 pub mod image_delete;
 pub mod image_import;
 pub mod observe;
@@ -23,6 +24,7 @@ use crate::workflow::Registry;
 /// Every workflow there is.
 pub fn registry() -> Registry<Services> {
     Registry::new()
+        .with::<datastore_create::DatastoreCreate>()
         .with::<image_delete::ImageDelete>()
         .with::<image_import::ImageImport>()
         .with::<vm_create::VmCreate>()

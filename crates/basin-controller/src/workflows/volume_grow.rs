@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::Services;
 use crate::app::nodes::refused;
-use crate::intake::resolve::not_there;
+use crate::intake::reach;
 use crate::workflow::{Step, StepContext, Workflow};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,8 +27,8 @@ impl VolumeGrow {
     /// A file that has grown and whose record has not is harmless: the next
     /// growth to this size finds it done. So there is nothing to undo.
     async fn grow(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
-        let host = cx.services.inventory.read().datastore_host(&self.volume);
-        let host = host.ok_or_else(|| not_there("datastore", self.volume.datastore))?;
+        let local = cx.services.nodes.local();
+        let host = reach::choose_for(&self.volume, local, &cx.services.inventory.read())?;
         let node = cx.services.nodes.get(host)?;
         node.grow_volume(&self.volume, self.size).await.map_err(refused)
     }

@@ -7,17 +7,17 @@ use basin_store::records::TxnBuilder;
 
 use crate::app::Services;
 use crate::app::nodes::refused;
-use crate::intake::chain;
-use crate::intake::resolve::not_there;
+use crate::intake::{chain, reach};
 use crate::workflow::StepContext;
 
 /// Makes the volume's file.
 pub async fn make(volume: &Volume, cx: &StepContext<Services>) -> Result<(), Problem> {
     let (host, chain) = {
         let snapshot = cx.services.inventory.read();
-        let host = snapshot.datastore_host(volume);
-        let host = host.ok_or_else(|| not_there("datastore", volume.datastore))?;
-        (host, chain::under(volume.source, &snapshot))
+        let chain = chain::under(volume.source, &snapshot);
+        let mut datastores = vec![volume.datastore];
+        datastores.extend(chain.volumes.iter().map(|v| v.datastore));
+        (reach::choose(&datastores, cx.services.nodes.local(), &snapshot)?, chain)
     };
     let progress = cx.bytes_progress(format!("making volume {}", volume.meta.name));
     let node = cx.services.nodes.get(host)?;
@@ -26,9 +26,14 @@ pub async fn make(volume: &Volume, cx: &StepContext<Services>) -> Result<(), Pro
 
 /// Removes the volume's file.
 pub async fn remove(volume: &Volume, cx: &StepContext<Services>) -> Result<(), Problem> {
-    let host = cx.services.inventory.read().datastore_host(volume);
-    // Without its datastore there is no file that anybody could reach.
-    let Some(host) = host else { return Ok(()) };
+    let host = {
+        let snapshot = cx.services.inventory.read();
+        // Without its datastore there is no file that anybody could reach.
+        if !snapshot.datastores.contains_key(&volume.datastore) {
+            return Ok(());
+        }
+        reach::choose_for(volume, cx.services.nodes.local(), &snapshot)?
+    };
     cx.services.nodes.get(host)?.delete_volume(volume).await.map_err(refused)
 }
 

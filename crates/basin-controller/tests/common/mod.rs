@@ -19,10 +19,10 @@ use basin_controller::http::auth::FromLocalRoot;
 use basin_controller::http::{Context, router};
 use basin_controller::workflow::Workflows;
 use basin_controller::workflows;
-use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
+use basin_model::host::{HostCapacity, HostStatus, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::fake::FakeFabric;
-use basin_node::{BlockdMode, FakeDisks, LocalNode, NodeConfig};
+use basin_node::{Alone, BlockdMode, FakeDisks, LocalNode, NodeApi, NodeConfig};
 use basin_qemu::fake::FakeWorld;
 use basin_store::{MemStore, Store};
 use http_body_util::BodyExt;
@@ -85,6 +85,9 @@ impl DataCentre {
             blockd: BlockdMode::Given(Arc::new(disks.clone())),
             qemu: QemuInfo::Usable { path: "fake".into(), version: "0".into() },
             kvm: KvmVerdict { usable: false, reason: "fake".into() },
+            peers: Arc::new(Alone),
+            image_cache: None,
+            hardware: Some(basin_qemu::fake::hardware_facts()),
         };
         let engine = Arc::new(machines.engine());
         let node = LocalNode::start(config, store.clone(), engine, fabric.clone()).await.unwrap();
@@ -109,6 +112,16 @@ impl DataCentre {
         while self.app.capacities().await.is_empty() {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// What the server reports of itself.
+    pub async fn node_status(&self) -> HostStatus {
+        self.node.status().await.unwrap()
+    }
+
+    /// The API, to be served.
+    pub fn router(&self) -> Router {
+        self.router.clone()
     }
 
     pub async fn close(self) {

@@ -1,17 +1,15 @@
 //! QEMU without Basin: the same command line, its open files replaced by equals.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
-use basin_e2e::{Server, process};
+use basin_e2e::{Server, process, raw};
 
-use super::qmp;
+use super::{inherit, qmp};
 
 /// What is started again and again.
 pub struct Bare {
@@ -98,7 +96,7 @@ impl Bare {
         let what = what.with_context(|| format!("look at {argument}"))?.display().to_string();
         if what == "/dev/net/tun" {
             let name = format!("{}-tap", self.name);
-            let tap = server.in_network(|_| tap(&name))?;
+            let tap = server.in_network(|_| raw::tap(&name)).context("make a tap")?;
             let bridge = format!("{}-br", self.name);
             server.sh(&format!(
                 "ip link add {bridge} type bridge && ip link set {bridge} up && \
@@ -138,17 +136,7 @@ impl Bare {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(File::create(self.dir.join("qemu.log"))?);
-        let share = move || {
-            for fd in &inherited {
-                // SAFETY: clears the flags of a descriptor that is this process's own.
-                if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } == -1 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        };
-        // SAFETY: between fork and exec it only calls fcntl.
-        unsafe { command.pre_exec(share) };
+        inherit(&mut command, inherited);
         let running = Running { child: command.spawn().context("run QEMU")? };
         drop(listeners);
         let (_, monitor) = self.sockets.first().context("a command line without a monitor")?;
@@ -194,21 +182,4 @@ fn serve_disk(server: &Server, file: &Path, socket: &Path) -> anyhow::Result<Chi
         .context("run qemu-storage-daemon")?;
     basin_e2e::until("qemu-storage-daemon serves", || socket.exists());
     Ok(child)
-}
-
-/// A new tap in the network this thread is in.
-fn tap(name: &str) -> anyhow::Result<OwnedFd> {
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
-    // SAFETY: an ifreq is plain data, and zeroes are one.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = i16::try_from(flags)?;
-    // SAFETY: an open descriptor and a request that outlives the call.
-    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } == -1 {
-        return Err(io::Error::last_os_error()).context("make a tap");
-    }
-    Ok(file.into())
 }

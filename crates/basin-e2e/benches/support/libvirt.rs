@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use basin_e2e::{Server, images, process};
@@ -20,6 +21,8 @@ pub struct Libvirt {
     /// Domains are in this part of the control groups.
     partition: String,
     dir: PathBuf,
+    /// Kernel and initrd.
+    files: PathBuf,
     /// Mount points that were not there before.
     made: Vec<&'static str>,
 }
@@ -27,9 +30,16 @@ pub struct Libvirt {
 impl Libvirt {
     /// With a bridge `lv-br` for its machines, in place of its own network.
     pub fn start(server: &Server) -> anyhow::Result<Libvirt> {
+        let files = server.place.dir.join("libvirt");
+        Libvirt::start_with(server, &files)
+    }
+
+    /// Kernels are in a directory that several have in common.
+    pub fn start_with(server: &Server, files: &Path) -> anyhow::Result<Libvirt> {
         install()?;
         let dir = server.place.dir.join("libvirt");
         fs::create_dir_all(&dir)?;
+        fs::create_dir_all(files)?;
         server.sh("ip link add lv-br type bridge && ip link set lv-br up");
         let mut made = Vec::new();
         for path in HIDDEN {
@@ -42,11 +52,13 @@ impl Libvirt {
         make_partition(&partition)?;
         // Copies, since libvirt changes the owner of what it gives to a machine.
         for file in ["vmlinuz", "initrd.img"] {
-            fs::copy(images::micro(file), dir.join(file))?;
+            fs::copy(images::micro(file), files.join(file))?;
         }
-        fs::write(dir.join("libvirtd.conf"), daemon_conf(&dir))?;
+        fs::write(dir.join("libvirtd.conf"), daemon_conf(&dir, server))?;
         fs::write(dir.join("qemu.conf"), QEMU_CONF)?;
-        for (file, line) in [("passwd", USER), ("group", GROUP)] {
+        // It asks for the address of its host at each move, where nobody would answer.
+        let host = format!("127.0.1.1 {}\n", server.place.name);
+        for (file, line) in [("passwd", USER), ("group", GROUP), ("hosts", host.as_str())] {
             let mut text = fs::read_to_string(Path::new("/etc").join(file))?;
             text.push_str(line);
             fs::write(dir.join(file), text)?;
@@ -55,10 +67,11 @@ impl Libvirt {
             "set -e; mount --make-rprivate /; \
              for d in {}; do mount -t tmpfs -o mode=0755 tmpfs $d; done; \
              cp {dir}/qemu.conf /etc/libvirt/qemu.conf; \
-             for f in passwd group; do mount --bind {dir}/$f /etc/$f; done; \
-             virtlogd --daemon; \
+             for f in passwd group hosts; do mount --bind {dir}/$f /etc/$f; done; \
+             hostname {name}; virtlogd --daemon --pid-file {dir}/virtlogd.pid; \
              libvirtd --config {dir}/libvirtd.conf --pid-file {dir}/pid & wait",
             HIDDEN.join(" "),
+            name = server.place.name,
             dir = dir.display(),
         );
         let log = fs::File::create(dir.join("log"))?;
@@ -67,15 +80,21 @@ impl Libvirt {
             .command("unshare")
             // The shell is the first of its processes, and buries its machines: libvirtd
             // waits for the end of a machine that is not its child.
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["sh", "-c", &script])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("run libvirtd")?;
-        let libvirt = Libvirt { daemon, partition, dir, made };
-        basin_e2e::until("libvirtd answers", || libvirt.command(&["uri"]).is_ok());
+        let libvirt = Libvirt { daemon, partition, dir, files: files.to_owned(), made };
+        let begin = Instant::now();
+        while let Err(error) = libvirt.virsh(&["uri"]) {
+            if begin.elapsed() > basin_e2e::SOON {
+                return Err(error.context("libvirtd does not answer"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
         Ok(libvirt)
     }
 
@@ -95,12 +114,14 @@ impl Libvirt {
         })
     }
 
+    pub fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.dir.join("libvirt-sock").display())
+    }
+
     fn command(&self, args: &[&str]) -> anyhow::Result<String> {
-        let socket = self.dir.join("libvirt-sock");
-        let uri = format!("qemu+unix:///system?socket={}", socket.display());
         // libvirtd waits without end for a machine that it cannot bury.
         let mut virsh = Command::new("timeout");
-        let out = virsh.args(["60", "virsh", "--connect", &uri]).args(args).output()?;
+        let out = virsh.args(["60", "virsh", "--connect", &self.uri()]).args(args).output()?;
         if !out.status.success() {
             bail!("virsh {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         }
@@ -112,14 +133,45 @@ impl Libvirt {
     pub fn domain(&self, name: &str, number: u8, mib: u64) -> anyhow::Result<PathBuf> {
         let disk = self.dir.join(format!("{name}.raw"));
         fs::File::create(&disk)?.set_len(64 << 20)?;
+        let disk = DISK.replace("@DISK@", &disk.display().to_string());
+        let words = "console=ttyS0 quiet micro.ip=dhcp";
+        let with = (disk.as_str(), "lv-br", words, "<serial type='pty'/>");
+        self.write(name, number, mib, with)
+    }
+
+    /// One that can be moved to another libvirtd: what it names is there on both sides.
+    pub fn diskless(
+        &self,
+        name: &str,
+        (mib, bridge): (u64, &str),
+        command_line: &str,
+        console: &Path,
+    ) -> anyhow::Result<PathBuf> {
+        let console = format!(
+            "<serial type='file'><source path='{}' append='on'/></serial>",
+            console.display()
+        );
+        self.write(name, 1, mib, ("", bridge, command_line, &console))
+    }
+
+    fn write(
+        &self,
+        name: &str,
+        number: u8,
+        mib: u64,
+        (disk, bridge, command_line, console): (&str, &str, &str, &str),
+    ) -> anyhow::Result<PathBuf> {
         let xml = DOMAIN
             .replace("@NAME@", name)
             .replace("@NUMBER@", &format!("{number:02x}"))
             .replace("@MIB@", &mib.to_string())
             .replace("@PARTITION@", &self.partition)
-            .replace("@KERNEL@", &self.dir.join("vmlinuz").display().to_string())
-            .replace("@INITRD@", &self.dir.join("initrd.img").display().to_string())
-            .replace("@DISK@", &disk.display().to_string());
+            .replace("@KERNEL@", &self.files.join("vmlinuz").display().to_string())
+            .replace("@INITRD@", &self.files.join("initrd.img").display().to_string())
+            .replace("@WORDS@", command_line)
+            .replace("@BRIDGE@", bridge)
+            .replace("@CONSOLE@", console)
+            .replace("@DISK@", disk);
         let path = self.dir.join(format!("{name}.xml"));
         fs::write(&path, xml)?;
         Ok(path)
@@ -193,10 +245,12 @@ fn make_partition(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn daemon_conf(dir: &Path) -> String {
+fn daemon_conf(dir: &Path, server: &Server) -> String {
+    // Two on one machine are not one host: they would not move machines to each other.
+    let digits: String = server.place.name.chars().filter(char::is_ascii_digit).collect();
     format!(
         "unix_sock_dir = \"{0}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n\
-         log_outputs = \"3:stderr\"\n",
+         log_outputs = \"3:stderr\"\nhost_uuid = \"8badf00d-0000-4000-8000-{digits:0>12}\"\n",
         dir.display()
     )
 }
@@ -218,24 +272,20 @@ const DOMAIN: &str = r#"<domain type='qemu'>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>@KERNEL@</kernel>
     <initrd>@INITRD@</initrd>
-    <cmdline>console=ttyS0 quiet micro.ip=dhcp</cmdline>
+    <cmdline>@WORDS@</cmdline>
   </os>
   <features><acpi/></features>
   <cpu mode='custom' match='exact' check='none'><model fallback='allow'>Nehalem</model></cpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='usb' model='none'/>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='none'/>
-      <source file='@DISK@'/>
-      <target dev='vda' bus='virtio'/>
-    </disk>
+    @DISK@
     <interface type='bridge'>
       <mac address='52:54:00:00:00:@NUMBER@'/>
-      <source bridge='lv-br'/>
+      <source bridge='@BRIDGE@'/>
       <model type='virtio'/>
     </interface>
-    <serial type='pty'/>
+    @CONSOLE@
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
     <memballoon model='virtio'><stats period='5'/></memballoon>
@@ -244,3 +294,9 @@ const DOMAIN: &str = r#"<domain type='qemu'>
   </devices>
 </domain>
 "#;
+
+const DISK: &str = r"<disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <source file='@DISK@'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>";

@@ -57,14 +57,24 @@ impl Hands<'_> {
                 settle(name);
                 Ok(())
             }
-            Op::AttachTap { name, bridge, owner, mtu } => {
-                for (sysctl, value) in Sysctl::TAP {
-                    sysctl::set(&sysctl.path(name), value)?;
-                }
-                netlink.attach_tap(name, bridge, owner.mac, *mtu).await?;
+            Op::AttachTap { name, bridge, mtu, settings } => {
+                quiet(name)?;
+                netlink.attach(name, bridge, *mtu, *settings).await?;
                 settle(bridge);
                 Ok(())
             }
+            Op::PinAddress { port, mac, sticky } => netlink.pin(port, *mac, *sticky).await,
+            Op::UnpinAddress { port, mac } => netlink.unpin(port, *mac).await,
+            Op::CreateOverlay { name, settings } => netlink.create_overlay(name, settings).await,
+            Op::AttachOverlay { name, bridge, alias, mtu, settings } => {
+                quiet(name)?;
+                netlink.attach_overlay(name, bridge, alias, *mtu, *settings).await?;
+                // An MTU too small for IPv6 had taken the setting away with it.
+                quiet(name)?;
+                settle(bridge);
+                Ok(())
+            }
+            Op::SetForwards { name, change } => netlink.set_forwards(name, change).await,
             Op::WriteHosts { network, hosts } => files::write_hosts(layout, *network, hosts),
             Op::StartDnsmasq { network, bridge, arguments } => {
                 let index = netlink.index(bridge).await?.unwrap_or(0);
@@ -102,6 +112,11 @@ impl Hands<'_> {
             _ => self.loaded.remove(&network),
         };
     }
+}
+
+/// Before a port is up: it never speaks by itself.
+fn quiet(port: &str) -> Result<(), NetError> {
+    Sysctl::PORT.iter().try_for_each(|(s, value)| sysctl::set(&s.path(port), *value))
 }
 
 /// Only a matter of time, so not of success.

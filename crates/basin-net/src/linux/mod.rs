@@ -23,11 +23,12 @@ use ipnet::Ipv4Net;
 use tokio::sync::Mutex;
 
 use crate::dnsmasq::Layout;
-use crate::fabric::{Fabric, NetError, NetworkSpec, TapStats};
+use crate::fabric::{Affected, Fabric, NetError, NetworkSpec, SyncError, TapStats};
 use crate::names::{Instance, TapOwner, bridge_mac};
 use crate::obstacles;
-use crate::plan::{self, Op, Step, plan};
-use crate::spec;
+use crate::overlay;
+use crate::plan::{self, Step, plan};
+use crate::spec::{self, Refusal};
 use crate::state::{Hosts, Observed};
 use apply::Hands;
 use netlink::Netlink;
@@ -87,6 +88,7 @@ impl LinuxFabric {
         wanted: &[NetworkSpec],
     ) -> Result<Observed, NetError> {
         let mut observed = observe::kernel(&self.instance, &self.layout, &self.netlink).await?;
+        self.netlink.forwarding(&mut observed.links).await?;
         observed.firewall = inner.nft.observe(&self.instance).await?;
         let ids: BTreeSet<NetworkId> = wanted.iter().map(|n| n.id).collect();
         observed.services = observe::services(&self.layout, &ids, &inner.loaded, !inner.synced);
@@ -95,7 +97,7 @@ impl LinuxFabric {
 
     /// Carries out `steps`. What fails for one network does not stop the others;
     /// what concerns all does, before anything is opened to guests.
-    async fn apply(&self, inner: &mut Inner, steps: &[Step]) -> Result<(), NetError> {
+    async fn apply(&self, inner: &mut Inner, steps: &[Step]) -> Result<(), SyncError> {
         let Inner { nft, loaded, .. } = inner;
         let (instance, layout, netlink) = (&self.instance, &self.layout, &self.netlink);
         let mut hands = Hands { instance, layout, netlink, nft, loaded };
@@ -108,17 +110,36 @@ impl LinuxFabric {
             if let Err(e) = hands.apply(op).await {
                 match network {
                     Some(id) => failed.insert(*id, e),
-                    None => return Err(e),
+                    None => return Err(e.into()),
                 };
             }
         }
-        failed.into_values().next().map_or(Ok(()), Err)
+        outcome(failed.into_iter().map(|(id, e)| (Some(id), e)).collect())
+    }
+}
+
+fn outcome(refused: Vec<Refusal>) -> Result<(), SyncError> {
+    let affected = Affected::Only(refused.iter().filter_map(|(id, _)| *id).collect());
+    let first = refused.into_iter().next();
+    first.map_or(Ok(()), |(_, error)| Err(SyncError { affected, error }))
+}
+
+fn both(done: Result<(), SyncError>, refused: Result<(), SyncError>) -> Result<(), SyncError> {
+    match (done, refused) {
+        (Ok(()), other) | (other, Ok(())) => other,
+        (Err(first), Err(second)) => {
+            let affected = match (first.affected, second.affected) {
+                (Affected::Only(a), Affected::Only(b)) => Affected::Only(&a | &b),
+                _ => Affected::All,
+            };
+            Err(SyncError { affected, error: first.error })
+        }
     }
 }
 
 #[async_trait]
 impl Fabric for LinuxFabric {
-    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), NetError> {
+    async fn sync(&self, networks: &[NetworkSpec]) -> Result<(), SyncError> {
         let mut inner = self.inner.lock().await;
         let observed = self.observe(&mut inner, networks).await?;
         let plan = plan(&self.instance, &self.layout, networks, &observed);
@@ -128,8 +149,17 @@ impl Fabric for LinuxFabric {
         if plan.steps.is_empty() {
             inner.nft.learn(&self.instance).await;
         }
-        done?;
-        plan.refused.into_iter().next().map_or(Ok(()), Err)
+        both(done, outcome(plan.refused))
+    }
+
+    async fn overlay_mtu(&self, local: Ipv4Addr) -> Option<u32> {
+        match self.netlink.links().await {
+            Ok(links) => overlay::mtu(&Observed { links, ..Observed::default() }, local),
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell what fits between servers");
+                None
+            }
+        }
     }
 
     async fn check(&self, subnet: Ipv4Net) -> Result<(), NetError> {
@@ -166,16 +196,12 @@ impl Fabric for LinuxFabric {
         let fd = tap::create(&name)?;
         let owner = TapOwner { network, nic, mac, address };
         self.netlink.label_tap(&name, &owner.alias()).await?;
+        // Without forwarding entries: a new tap has none, and of thousands of
+        // interfaces elsewhere they take long to list.
         let observed = observe::kernel(&self.instance, &self.layout, &self.netlink).await?;
-        let mtu = plan::mtu(&observed);
-        let guarded = plan::guarded(&observed);
-        let ruleset = plan::firewall(&self.instance, &inner.networks, &observed, &guarded);
-        let step = |why, op| Step { op, why, network: None };
-        let steps = [
-            step("the guest is held to its address", Op::LoadFirewall { ruleset }),
-            step("a machine starts", Op::AttachTap { name, bridge, owner, mtu }),
-        ];
-        self.apply(&mut inner, &steps).await?;
+        let (instance, layout) = (&self.instance, &self.layout);
+        let steps = plan::new_tap(instance, layout, &inner.networks, &name, &observed);
+        self.apply(&mut inner, &steps).await.map_err(|e| e.error)?;
         Ok(fd)
     }
 

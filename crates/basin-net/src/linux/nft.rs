@@ -110,12 +110,16 @@ impl Nft {
         const WHAT: &str = "loading the firewall of networks";
         let then = || Firewall::Loaded(ruleset.clone());
         let known = self.known.take().filter(|k| generation().is_ok_and(|g| g == k.generation));
-        if let Some(Known { firewall: Firewall::Loaded(old), .. }) = known
-            && let Some(script) = ruleset.change(&old, instance)
-            && !script.is_empty()
-            && self.change(WHAT, &script, then()).await.is_ok()
+        if let Some(Known { firewall: Firewall::Loaded(old), .. }) = &known
+            && let Some(script) = ruleset.change(old, instance)
         {
-            return Ok(());
+            if script.is_empty() {
+                self.known = known;
+                return Ok(());
+            }
+            if self.change(WHAT, &script, then()).await.is_ok() {
+                return Ok(());
+            }
         }
         self.change(WHAT, &ruleset.text(instance), then()).await
     }

@@ -13,7 +13,7 @@ use crate::fabric::NetError;
 use crate::names::Instance;
 use crate::state::{Forwarding, Hosts, Link, Observed, Process, Service, Sysctl};
 
-/// Everything but the firewall and the services.
+/// Everything but forwarding entries, the firewall and the services.
 pub async fn kernel(
     instance: &Instance,
     layout: &Layout,
@@ -24,8 +24,8 @@ pub async fn kernel(
     for (name, link) in &mut links {
         let wanted: &[(Sysctl, u8)] = if link.is_own_bridge(name, instance) {
             &Sysctl::BRIDGE
-        } else if link.own_tap(name, instance).is_some() {
-            &Sysctl::TAP
+        } else if link.own_tap(name, instance).is_some() || link.is_own_overlay(name, instance) {
+            &Sysctl::PORT
         } else {
             continue;
         };

@@ -166,7 +166,7 @@ pub async fn reload(
     let what = || format!("telling DHCP and DNS of network {network} of a change");
     let fd = open(pid, &layout.mark(network)).ok_or_else(|| refused(what(), "it just ended"))?;
     signal(&fd, libc::SIGHUP).map_err(|e| refused(what(), e))?;
-    let asked = tokio::time::timeout(Duration::from_secs(5), ask_until_known(server, name)).await;
+    let asked = tokio::time::timeout(Duration::from_secs(15), ask_until_known(server, name)).await;
     match asked {
         Ok(result) => result.map_err(|e| refused(what(), e)),
         Err(_) => Err(refused(what(), format!("it does not answer at {server}"))),

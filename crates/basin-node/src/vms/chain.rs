@@ -9,7 +9,7 @@ use basin_storage::LayerFile;
 use basin_store::{Store, records};
 use serde::de::DeserializeOwned;
 
-use crate::datastores::Datastores;
+use crate::images::{Images, silent};
 use crate::problem::{Explain, ONCE, Unready, problem};
 
 /// Deeper chains are refused: each layer costs the guest's reads a lookup.
@@ -18,7 +18,7 @@ const DEEPEST: usize = 32;
 /// The files of a volume, top first.
 pub async fn layers(
     store: &dyn Store,
-    datastores: &Datastores,
+    images: &Images,
     id: VolumeId,
 ) -> Result<Vec<LayerFile>, Unready> {
     let mut files = Vec::new();
@@ -28,13 +28,13 @@ pub async fn layers(
         if !seen.insert(next.id) || files.len() >= DEEPEST {
             return Err(broken(format!("volume {id} stands on a chain of more than {DEEPEST}")));
         }
-        let place = datastores.get(next.datastore)?;
+        let place = images.datastores.get(next.datastore)?;
         files.push(place.volume(next.id, next.format));
         match next.source {
             VolumeSource::LinkedVolume { volume: below } => next = volume(store, below).await?,
             VolumeSource::LinkedImage { image: below } => {
                 let (image, content) = ready_image(store, below).await?;
-                files.push(datastores.get(image.datastore)?.image(image.id, content.format));
+                files.push(images.file(&image, content.format, &silent()).await?);
                 break;
             }
             VolumeSource::Blank | VolumeSource::Image { .. } | VolumeSource::Volume { .. } => break,
@@ -46,7 +46,7 @@ pub async fn layers(
 /// The file of an image that is of the kind wanted.
 pub async fn image_file(
     store: &dyn Store,
-    datastores: &Datastores,
+    images: &Images,
     id: ImageId,
     kind: ImageKind,
 ) -> Result<LayerFile, Unready> {
@@ -55,7 +55,7 @@ pub async fn image_file(
         let name = &image.meta.name;
         return Err(broken(format!("image {name} is a {:?}, not a {kind:?}", image.kind)));
     }
-    Ok(datastores.get(image.datastore)?.image(id, VolumeFormat::Raw))
+    images.file(&image, VolumeFormat::Raw, &silent()).await
 }
 
 async fn ready_image(store: &dyn Store, id: ImageId) -> Result<(Image, ImageContent), Unready> {

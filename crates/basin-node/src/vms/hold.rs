@@ -85,6 +85,8 @@ fn note(news: &mut News, event: MachineEvent) {
         MachineEvent::Shutdown { by_guest: false }
         | MachineEvent::Reset { by_guest: false }
         | MachineEvent::Paused
-        | MachineEvent::Resumed => {}
+        | MachineEvent::Resumed
+        | MachineEvent::Switching
+        | MachineEvent::Migration(_) => {}
     }
 }

@@ -9,9 +9,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use basin_blockd::control::{Export, Layer};
+use basin_blockd::control::{Export, Held, Layer};
 use basin_model::image::ImageKind;
-use basin_model::vm::{Boot, Placement, Vm};
+use basin_model::vm::{Boot, CpuModel, Placement, Vm};
 use basin_model::{Generation, NicId, VmId};
 use basin_net::Fabric;
 use basin_qemu::{BootSpec, CdromSpec, DiskSpec, Engine, Machine, MachineSpec, NicSpec};
@@ -22,9 +22,9 @@ use tokio::sync::Semaphore;
 
 use super::chain;
 use super::decide::StartFailure;
-use crate::datastores::Datastores;
 use crate::disks::Disks;
 use crate::files;
+use crate::images::Images;
 use crate::networks::Networks;
 use crate::problem::{A_FEW_TIMES, Explain, Unready, problem};
 
@@ -37,7 +37,7 @@ pub struct Parts {
     pub engine: Arc<dyn Engine>,
     pub fabric: Arc<dyn Fabric>,
     pub disks: Arc<dyn Disks>,
-    pub datastores: Arc<Datastores>,
+    pub images: Arc<Images>,
     pub networks: Networks,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -149,11 +149,11 @@ impl Parts {
 
     async fn plan(&self, vm: &Vm, placement: Placement) -> Result<Plan, Unready> {
         let uid = self.engine.uid(vm.id).await.map_err(unready)?;
-        let (store, places) = (&*self.store, &*self.datastores);
+        let (store, images) = (&*self.store, &*self.images);
         let queues = u16::try_from(vm.spec.vcpus.0.clamp(1, MOST_QUEUES)).unwrap_or(1);
         let mut exports = Vec::new();
         for disk in &vm.spec.disks {
-            let layers = chain::layers(store, places, disk.volume).await?;
+            let layers = chain::layers(store, images, disk.volume).await?;
             exports.push(Export {
                 volume: disk.volume,
                 generation: placement.generation,
@@ -163,9 +163,10 @@ impl Parts {
                 read_only: disk.read_only,
                 serial: disk.serial.clone(),
                 queues,
+                held: Held::Always,
             });
         }
-        let file = async |id, kind| Ok(chain::image_file(store, places, id, kind).await?.path);
+        let file = async |id, kind| Ok(chain::image_file(store, images, id, kind).await?.path);
         let mut cdroms = Vec::new();
         for cdrom in &vm.spec.cdroms {
             cdroms.push(CdromSpec { path: file(cdrom.image, ImageKind::Iso).await? });
@@ -216,8 +217,9 @@ impl Parts {
             name: vm.meta.name.to_string(),
             vcpus: vm.spec.vcpus,
             memory: vm.spec.memory,
-            cpu_model: vm.spec.cpu_model.clone(),
+            cpu_model: cpu_model(vm),
             machine: vm.spec.machine,
+            machine_version: vm.hardware.as_ref().and_then(|h| h.machine_version),
             boot: plan.boot,
             disks: plan.note.exports.iter().map(disk).collect(),
             cdroms,
@@ -265,6 +267,14 @@ impl Parts {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_failed("remove", &path, &e)),
             _ => Ok(()),
         }
+    }
+}
+
+/// What the start fixed; without it, QEMU's own choice of today.
+fn cpu_model(vm: &Vm) -> CpuModel {
+    match &vm.hardware {
+        Some(hardware) => CpuModel::Named(hardware.cpu.clone()),
+        None => vm.spec.cpu_model.clone(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basin_model::datastore::{Datastore, DatastoreKind};
+use basin_model::datastore::{Datastore, DatastoreKind, DatastoreState, Sharing};
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::network::{Network, NetworkKind};
 use basin_model::vm::{
@@ -18,8 +18,9 @@ use basin_model::{
     keys,
 };
 use basin_net::fake::FakeFabric;
-use basin_node::{BlockdMode, Chain, FakeDisks, LocalNode, NodeApi, NodeConfig};
+use basin_node::{Alone, BlockdMode, Chain, FakeDisks, LocalNode, NodeApi, NodeConfig};
 use basin_qemu::fake::FakeWorld;
+use basin_storage::DirDatastore;
 use basin_store::records::{self, RecordEvent, TxnBuilder, watch_records};
 use basin_store::{MemStore, Store};
 use futures::StreamExt;
@@ -63,16 +64,19 @@ impl Server {
         let datastore = Datastore {
             id: server.datastore,
             meta: meta("default"),
-            host: server.host,
+            sharing: Sharing::Local(server.host),
             kind: DatastoreKind::Dir { path: server.dir.path().join("datastore") },
             quota: None,
             overcommit_percent: 200,
+            state: DatastoreState::Ready,
         };
+        DirDatastore::make(datastore.id, server.dir.path().join("datastore")).unwrap();
         let kind = NetworkKind::Nat {
             subnet: "10.80.0.0/16".parse().unwrap(),
             domain: "vm.test".to_owned(),
         };
-        let network = Network { id: server.network, meta: meta("default"), kind };
+        let network =
+            Network { id: server.network, meta: meta("default"), kind, vni: None, mtu: None };
         server.put(&keys::datastore(datastore.id), &datastore).await;
         server.put(&keys::network(network.id), &network).await;
         server
@@ -87,6 +91,9 @@ impl Server {
             blockd: BlockdMode::Given(Arc::new(self.disks.clone())),
             qemu: QemuInfo::Usable { path: "fake".into(), version: "7.2.0".into() },
             kvm: KvmVerdict { usable: false, reason: "a fake has none".into() },
+            peers: Arc::new(Alone),
+            image_cache: None,
+            hardware: None,
         }
     }
 
@@ -124,6 +131,7 @@ impl Server {
             },
             run: Run { power: OFF, epoch: 0, resets: 0 },
             placement: Some(Placement { host: self.host, generation: Generation(1) }),
+            hardware: None,
         }
     }
 

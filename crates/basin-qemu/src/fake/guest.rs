@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use basin_model::Bytes;
+use basin_model::{Bytes, BytesPerSecond};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::machine::FakeMachine;
@@ -55,6 +55,11 @@ impl FakeGuest {
     /// Whether the power button shuts the guest down; it does at first.
     pub fn obey_power_button(&self, obeys: bool) {
         self.0.state().obeys_power_button = obeys;
+    }
+
+    /// How fast it writes to its memory, for a migration.
+    pub fn set_dirty_rate(&self, rate: BytesPerSecond) {
+        self.0.state().side.dirty_rate = rate;
     }
 
     /// QEMU stops answering (or answers again); [`Machine::kill`] still works.

@@ -12,15 +12,18 @@ use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::broadcast;
 
 use super::FakeWorld;
+use super::migrate::Side;
 use crate::console::{ConsoleLock, Guarded};
 use crate::engine::{
     BalloonStats, ConsoleStream, EngineError, GuestInfo, Machine, MachineEvent, MachineSpec,
     MachineState,
 };
+use crate::hardware::Hardware;
 
 pub(super) struct FakeMachine {
     pub(super) spec: MachineSpec,
-    world: FakeWorld,
+    pub(super) hardware: Hardware,
+    pub(super) world: FakeWorld,
     pid: u32,
     started_at: Timestamp,
     state: Mutex<State>,
@@ -40,10 +43,16 @@ pub(super) struct State {
     pub(super) obeys_power_button: bool,
     /// QEMU does not answer; only the kill works.
     pub(super) stuck: bool,
+    pub(super) side: Side,
 }
 
 impl FakeMachine {
-    pub(super) fn new(world: FakeWorld, spec: MachineSpec, pid: u32) -> FakeMachine {
+    pub(super) fn new(
+        world: FakeWorld,
+        spec: MachineSpec,
+        hardware: Hardware,
+        pid: u32,
+    ) -> FakeMachine {
         let state = State {
             machine: MachineState::Running,
             balloon: BalloonStats { actual: spec.memory, ..BalloonStats::default() },
@@ -52,9 +61,11 @@ impl FakeMachine {
             resident: Bytes::ZERO,
             obeys_power_button: true,
             stuck: false,
+            side: Side::default(),
         };
         FakeMachine {
             spec,
+            hardware,
             world,
             pid,
             started_at: Timestamp::now(),
@@ -91,6 +102,11 @@ impl FakeMachine {
         let _ = self.events.send(event);
     }
 
+    /// Tells something that changes no state.
+    pub(super) fn tell(&self, event: MachineEvent) {
+        self.turn(None, event);
+    }
+
     /// The process ends.
     pub(super) fn exit(&self, detail: &str) {
         let exited = MachineEvent::Exited { detail: detail.to_owned() };
@@ -103,7 +119,7 @@ impl FakeMachine {
     }
 
     /// Runs `effect` on the live machine, after and before half the world's delay.
-    async fn operate<T>(
+    pub(super) async fn operate<T>(
         &self,
         what: &'static str,
         effect: impl FnOnce(&Self, MachineState) -> Result<T, EngineError> + Send,
@@ -148,11 +164,16 @@ impl Machine for FakeMachine {
     }
 
     async fn pause(&self) -> Result<(), EngineError> {
-        self.operate("pause", |this, state| {
-            if state == MachineState::Running {
+        self.operate("pause", |this, state| match state {
+            MachineState::Running => {
                 this.turn(Some(MachineState::Paused), MachineEvent::Paused);
+                Ok(())
             }
-            Ok(())
+            MachineState::Incoming | MachineState::Switching | MachineState::Migrated => {
+                let why = format!("it is {state:?}");
+                Err(EngineError::Refused { what: "pause", why })
+            }
+            _ => Ok(()),
         })
         .await
     }
@@ -166,7 +187,12 @@ impl Machine for FakeMachine {
             }
             other => Err(EngineError::Refused {
                 what: "resume",
-                why: format!("it is {other:?}; reset it first"),
+                why: match other {
+                    MachineState::Crashed | MachineState::Shutdown => {
+                        format!("it is {other:?}; reset it first")
+                    }
+                    other => format!("it is {other:?}"),
+                },
             }),
         })
         .await
@@ -174,6 +200,13 @@ impl Machine for FakeMachine {
 
     async fn reset(&self) -> Result<(), EngineError> {
         self.operate("reset", |this, state| {
+            if matches!(
+                state,
+                MachineState::Incoming | MachineState::Switching | MachineState::Migrated
+            ) {
+                let why = format!("it is {state:?}");
+                return Err(EngineError::Refused { what: "reset", why });
+            }
             let to = if state == MachineState::Paused { None } else { Some(MachineState::Running) };
             this.turn(to, MachineEvent::Reset { by_guest: false });
             Ok(())

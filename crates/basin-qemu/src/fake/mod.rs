@@ -5,7 +5,10 @@
 //! the world (launches) and on [`FakeGuest`] (what a guest or its process does).
 
 mod guest;
+mod link;
 mod machine;
+mod migrate;
+mod orders;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -14,12 +17,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use basin_model::VmId;
+use basin_model::hardware::{CpuClass, CpuModels, HardwareFacts, MachineVersion};
+use basin_model::{Bytes, VmId};
 
 use crate::engine::{Adopted, Engine, EngineError, Machine, MachineSpec, MachineState};
+use crate::hardware::{Flash, Hardware};
+use crate::migrate::{Incoming, MigrationSupport};
 
 pub use guest::FakeGuest;
+pub use link::{FakeLink, Fault, FaultPoint};
 use machine::FakeMachine;
+
+const VERSION: MachineVersion = MachineVersion { major: 7, minor: 2 };
+const FLASH: Flash = Flash { code: Bytes::kib(3653), vars: Bytes::kib(528) };
 
 /// The machines of a server, and how they behave. Clones are the same world.
 #[derive(Clone, Default)]
@@ -30,6 +40,7 @@ struct World {
     state: Mutex<WorldState>,
     /// Where console logs are written; nowhere without one.
     dir: Option<PathBuf>,
+    link: FakeLink,
 }
 
 #[derive(Default)]
@@ -51,6 +62,19 @@ impl FakeWorld {
     /// A world whose guests' consoles are logged under `dir`.
     pub fn with_dir(dir: PathBuf) -> FakeWorld {
         FakeWorld(Arc::new(World { dir: Some(dir), ..World::default() }))
+    }
+
+    /// A world whose guests can go to the other worlds on this link.
+    pub fn on_link(link: &FakeLink, dir: Option<PathBuf>) -> FakeWorld {
+        FakeWorld(Arc::new(World { dir, link: link.clone(), ..World::default() }))
+    }
+
+    fn link(&self) -> FakeLink {
+        self.0.link.clone()
+    }
+
+    fn machine(&self, vm: VmId) -> Option<Arc<FakeMachine>> {
+        self.state().machines.get(&vm).cloned()
     }
 
     /// An engine for one life of a daemon.
@@ -125,6 +149,17 @@ impl FakeWorld {
     }
 }
 
+/// What fake machines can be: as QEMU 7.2 emulates, as far as Basin asks for it.
+pub fn hardware_facts() -> HardwareFacts {
+    let models = ["Nehalem-v1", "qemu64-v1"].map(|model| (model.to_owned(), Vec::new()));
+    let aliases = ["Nehalem", "qemu64"].map(|name| (name.to_owned(), format!("{name}-v1")));
+    HardwareFacts {
+        class: CpuClass::Tcg,
+        cpus: CpuModels::new(models, aliases.into()),
+        q35: vec![MachineVersion::new(7, 2)],
+    }
+}
+
 /// The engine of one daemon in a [`FakeWorld`].
 pub struct FakeEngine {
     world: FakeWorld,
@@ -140,7 +175,17 @@ impl FakeEngine {
         &self.world
     }
 
-    fn start(&self, spec: &MachineSpec, taps: usize) -> Result<Arc<FakeMachine>, EngineError> {
+    fn start(
+        &self,
+        spec: &MachineSpec,
+        taps: usize,
+        incoming: Option<&Incoming>,
+    ) -> Result<Arc<FakeMachine>, EngineError> {
+        let hardware = match incoming {
+            Some(incoming) => incoming.hardware.clone(),
+            None => Hardware::choose(spec, "fake", VERSION, Some(FLASH)),
+        };
+        hardware.fits(spec).map_err(EngineError::Start)?;
         let mut state = self.world.state();
         if state.machines.contains_key(&spec.vm) {
             return Err(EngineError::Start(format!("VM {} is running already", spec.vm)));
@@ -160,8 +205,12 @@ impl FakeEngine {
         }
         state.last_pid += 1;
         *state.launches.entry(spec.vm).or_default() += 1;
-        let machine = FakeMachine::new(self.world.clone(), spec.clone(), state.last_pid);
+        let pid = state.last_pid;
+        let machine = FakeMachine::new(self.world.clone(), spec.clone(), hardware, pid);
         let machine = Arc::new(machine);
+        if let Some(incoming) = incoming {
+            machine.expect(incoming.key.clone(), incoming.channel);
+        }
         state.machines.insert(spec.vm, machine.clone());
         Ok(machine)
     }
@@ -181,9 +230,34 @@ impl Engine for FakeEngine {
         taps: Vec<OwnedFd>,
     ) -> Result<Arc<dyn Machine>, EngineError> {
         self.world.half_delay().await;
-        let machine = self.start(spec, taps.len())?;
+        let machine = self.start(spec, taps.len(), None)?;
         self.world.half_delay().await;
         Ok(machine)
+    }
+
+    async fn launch_incoming(
+        &self,
+        spec: &MachineSpec,
+        taps: Vec<OwnedFd>,
+        incoming: &Incoming,
+    ) -> Result<Arc<dyn Machine>, EngineError> {
+        self.world.half_delay().await;
+        let machine = self.start(spec, taps.len(), Some(incoming))?;
+        self.world.half_delay().await;
+        Ok(machine)
+    }
+
+    async fn migration_support(&self) -> Result<MigrationSupport, EngineError> {
+        self.world.half_delay().await;
+        Ok(MigrationSupport {
+            version: "fake".to_owned(),
+            machines: [format!("pc-q35-{VERSION}"), "microvm".to_owned()].into(),
+            capabilities: ["postcopy-ram".to_owned()].into(),
+            compression: false,
+            no_postcopy: None,
+            accelerator: "fake".to_owned(),
+            flash: Some(FLASH),
+        })
     }
 
     async fn adopt(&self) -> Result<Vec<Adopted>, EngineError> {

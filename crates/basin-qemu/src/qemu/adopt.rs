@@ -11,11 +11,14 @@ use tokio::sync::watch;
 
 use super::Inner;
 use super::files::doing;
+use super::firmware;
 use super::machine::{self, Hub, QemuMachine, Shared};
+use super::migrate;
 use super::process;
 use super::qmp::Qmp;
 use super::record::Record;
 use crate::engine::{Adopted, EngineError};
+use crate::hardware::Hardware;
 
 /// How long to wait for the end of what is killed.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
@@ -50,6 +53,7 @@ async fn adopt_one(inner: &Arc<Inner>, vm: VmId) -> Result<Option<Adopted>, Engi
         Ok((record, shared, qmp)) => {
             inner.machines().known.insert(vm, Arc::downgrade(&shared));
             let machine = Arc::new(QemuMachine::new(shared, qmp));
+            migrate::look_again(&machine, record.incoming.is_some()).await;
             Ok(Some(Adopted { vm, generation: record.spec.generation, machine }))
         }
         Err(why) => {
@@ -72,7 +76,7 @@ async fn connect(
     if record.spec.vm != vm {
         return Err(format!("its record is of VM {}", record.spec.vm));
     }
-    let hub = Hub::new();
+    let hub = Hub::new(paths.migration());
     let told = hub.clone();
     let socket = paths.qmp();
     let qmp = Qmp::connect(&socket, inner.config.request_limit, move |event| {
@@ -80,8 +84,23 @@ async fn connect(
     });
     let qmp = qmp.await.map_err(|error| error.to_string())?;
     let pidfd = pidfd.try_clone().and_then(process::watch).map_err(|error| error.to_string())?;
+    let hardware = match &record.hardware {
+        Some(hardware) => hardware.clone(),
+        None => {
+            let version = qmp
+                .version()
+                .parse()
+                .map_err(|e: basin_model::hardware::InvalidVersion| e.to_string())?;
+            let flash = firmware::find(None).ok().and_then(|uefi| uefi.flash());
+            let words = process::arguments(pid).map_err(|error| error.to_string())?;
+            Hardware::of_process(&record.spec, &record.accelerator, version, flash, &words)
+        }
+    };
     let shared = Arc::new(Shared {
         vm,
+        hardware,
+        memory: record.spec.memory,
+        uid: record.uid,
         cgroup: inner.cgroups.machine(vm),
         process: QemuProcess {
             pid,
@@ -95,6 +114,7 @@ async fn connect(
         _images: Vec::new(),
         limit: inner.config.request_limit,
         hub,
+        switch: tokio::sync::Mutex::default(),
         gone: watch::Sender::new(None),
     });
     Ok((record, shared, qmp))

@@ -1,14 +1,20 @@
 //! Pure. From QEMU's events and states to those of a machine.
 
+use qapi::Enum;
 use qapi::qmp::{Event, RunState, ShutdownCause};
 
+use super::migrate::wire;
 use crate::engine::{MachineEvent, MachineState};
 
 /// Translates events in their order. QEMU says STOP after the event that stopped it; only
-/// a STOP of its own is a pause.
+/// a STOP of its own is a pause. A STOP while the guest is on its way out is the migration's,
+/// unless somebody asked for a pause just then.
 #[derive(Debug, Default)]
 pub struct Translator {
     stop_follows: bool,
+    pub leaving: bool,
+    /// Somebody asked for a pause, and it has not come yet.
+    pub pause_asked: bool,
 }
 
 impl Translator {
@@ -33,7 +39,18 @@ impl Translator {
                 self.stop_follows = false;
                 None
             }
+            Event::STOP { .. } if std::mem::take(&mut self.pause_asked) => {
+                Some(MachineEvent::Paused)
+            }
+            Event::STOP { .. } if self.leaving => Some(MachineEvent::Switching),
             Event::STOP { .. } => Some(MachineEvent::Paused),
+            Event::MIGRATION { data, .. } => {
+                let phase = wire::phase(data.status.name(), String::new);
+                if phase.is_over() {
+                    self.leaving = false;
+                }
+                Some(MachineEvent::Migration(phase))
+            }
             Event::RESUME { .. } => {
                 self.stop_follows = false;
                 Some(MachineEvent::Resumed)
@@ -52,6 +69,9 @@ pub fn state(run: RunState) -> MachineState {
             MachineState::Crashed
         }
         RunState::shutdown => MachineState::Shutdown,
+        RunState::inmigrate => MachineState::Incoming,
+        RunState::finish_migrate => MachineState::Switching,
+        RunState::postmigrate => MachineState::Migrated,
         _ => MachineState::Paused,
     }
 }
@@ -59,6 +79,7 @@ pub fn state(run: RunState) -> MachineState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::MigrationPhase;
 
     fn translate(lines: &[&str]) -> Vec<MachineEvent> {
         let mut translator = Translator::default();
@@ -79,6 +100,26 @@ mod tests {
         assert_eq!(translate(&[panic, STOP, STOP]), [MachineEvent::Panicked, MachineEvent::Paused]);
         let watchdog = r#""event":"WATCHDOG","data":{"action":"pause"}"#;
         assert_eq!(translate(&[watchdog, STOP]), [MachineEvent::Watchdog]);
+    }
+
+    #[test]
+    fn the_stop_of_a_migration_is_no_pause() {
+        let moved = |status: &str| format!(r#""event":"MIGRATION","data":{{"status":"{status}"}}"#);
+        let told = |leaving, pause_asked| {
+            let mut translator = Translator { leaving, pause_asked, ..Translator::default() };
+            let stamp = r#""timestamp":{"seconds":1,"microseconds":2}"#;
+            let mut told = Vec::new();
+            for line in [STOP, &moved("completed"), STOP] {
+                let event = serde_json::from_str(&format!("{{{line},{stamp}}}")).unwrap();
+                told.extend(translator.translate(&event));
+            }
+            told
+        };
+        let completed = MachineEvent::Migration(MigrationPhase::Completed);
+        let paused = MachineEvent::Paused;
+        assert_eq!(told(true, false), [MachineEvent::Switching, completed.clone(), paused.clone()]);
+        assert_eq!(told(true, true), [paused.clone(), completed.clone(), paused.clone()]);
+        assert_eq!(told(false, false), [paused.clone(), completed, paused]);
     }
 
     #[test]

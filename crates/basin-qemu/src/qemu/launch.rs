@@ -18,11 +18,14 @@ use super::cmdline::{self, Accelerator, Fds, Inputs, TapFds};
 use super::files::{self, doing};
 use super::firmware;
 use super::machine::{self, Hub, QemuMachine, Shared};
+use super::migrate;
 use super::paths::Paths;
 use super::process::{self, Launch};
 use super::qmp::Qmp;
 use super::record::Record;
 use crate::engine::{BootSpec, EngineError, Machine, MachineSpec};
+use crate::hardware::Hardware;
+use crate::migrate::Incoming;
 
 /// Launches in a task of its own: a caller that goes away gets its machine ended, not
 /// half started.
@@ -30,10 +33,12 @@ pub(super) async fn launch(
     inner: Arc<Inner>,
     spec: MachineSpec,
     taps: Vec<OwnedFd>,
+    incoming: Option<Incoming>,
 ) -> Result<Arc<dyn Machine>, EngineError> {
     let (sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
-        let result = run(&inner, spec, taps).await.map(|machine| Unclaimed(Some(machine)));
+        let result =
+            run(&inner, spec, taps, incoming).await.map(|machine| Unclaimed(Some(machine)));
         // Not taken: dropped, which ends the machine.
         let _ = sender.send(result);
     });
@@ -76,6 +81,7 @@ async fn run(
     inner: &Arc<Inner>,
     spec: MachineSpec,
     taps: Vec<OwnedFd>,
+    incoming: Option<Incoming>,
 ) -> Result<QemuMachine, EngineError> {
     let vm = spec.vm;
     let earlier = {
@@ -96,9 +102,18 @@ async fn run(
             tokio::time::timeout(inner.config.request_limit, gone.wait_for(Option::is_some)).await;
     }
     let blocking = inner.clone();
-    let started = tokio::task::spawn_blocking(move || Started::begin(&blocking, spec, taps)).await;
+    let target = incoming.clone();
+    let starting = move || Started::begin(&blocking, spec, taps, target.as_ref());
+    let started = tokio::task::spawn_blocking(starting).await;
     let started = started.map_err(|error| EngineError::Start(error.to_string()))??;
-    started.connect(inner).await
+    let machine = started.connect(inner).await?;
+    if let Some(incoming) = incoming
+        && let Err(error) = migrate::expect_guest(&machine, &incoming).await
+    {
+        machine.kill().await?;
+        return Err(error);
+    }
+    Ok(machine)
 }
 
 fn running_already(vm: VmId) -> EngineError {
@@ -114,6 +129,8 @@ struct Started {
     pidfd: AsyncFd<OwnedFd>,
     log_start: u64,
     images: Vec<Arc<OwnedFd>>,
+    hardware: Hardware,
+    uid: u32,
     accelerator: Accelerator,
     started_at: Timestamp,
 }
@@ -136,7 +153,12 @@ impl Inherited {
 }
 
 impl Started {
-    fn begin(inner: &Inner, spec: MachineSpec, taps: Vec<OwnedFd>) -> Result<Started, EngineError> {
+    fn begin(
+        inner: &Inner,
+        spec: MachineSpec,
+        taps: Vec<OwnedFd>,
+        incoming: Option<&Incoming>,
+    ) -> Result<Started, EngineError> {
         let program = inner.program()?;
         let vm = spec.vm;
         let paths = inner.paths(vm);
@@ -147,19 +169,34 @@ impl Started {
             return Err(running_already(vm));
         }
         let uid = doing(inner.uids.get(vm), || format!("find a user id for VM {vm}"))?;
-        let started = begin_process(inner, program, &spec, taps, &paths, &cgroup, uid);
+        let wanted = Wanted { spec: &spec, incoming, uid };
+        let started = begin_process(inner, program, &wanted, taps, &paths, &cgroup);
         if started.is_err() {
             machine::remove_remains(&paths, &cgroup);
         }
-        let (pid, pidfd, log_start, images, started_at) = started?;
+        let (pid, pidfd, log_start, images, record) = started?;
         let accelerator = inner.accelerator;
         let pidfd = doing(process::watch(pidfd), || "watch QEMU".to_owned())?;
-        Ok(Started { spec, paths, cgroup, pid, pidfd, log_start, images, accelerator, started_at })
+        let Record { hardware, started_at, .. } = record;
+        let hardware = hardware.ok_or(EngineError::Gone)?;
+        Ok(Started {
+            spec,
+            paths,
+            cgroup,
+            pid,
+            pidfd,
+            log_start,
+            images,
+            hardware,
+            uid,
+            accelerator,
+            started_at,
+        })
     }
 
     /// Waits for QEMU's first answer or its end, whichever comes.
     async fn connect(self, inner: &Inner) -> Result<QemuMachine, EngineError> {
-        let hub = Hub::new();
+        let hub = Hub::new(self.paths.migration());
         let told = hub.clone();
         let socket = self.paths.qmp();
         let connecting = Qmp::connect(&socket, inner.config.start_limit, move |event| {
@@ -189,9 +226,13 @@ impl Started {
             },
             pidfd: self.pidfd,
             log_start: self.log_start,
+            hardware: self.hardware,
+            memory: self.spec.memory,
+            uid: self.uid,
             _images: self.images,
             limit: inner.config.request_limit,
             hub,
+            switch: tokio::sync::Mutex::default(),
             gone: watch::Sender::new(None),
         });
         inner.machines().known.insert(shared.vm, Arc::downgrade(&shared));
@@ -222,28 +263,53 @@ impl Started {
     }
 }
 
-type Begun = (u32, OwnedFd, u64, Vec<Arc<OwnedFd>>, Timestamp);
+type Begun = (u32, OwnedFd, u64, Vec<Arc<OwnedFd>>, Record);
+
+/// What shall run, and as whom.
+struct Wanted<'a> {
+    spec: &'a MachineSpec,
+    incoming: Option<&'a Incoming>,
+    uid: u32,
+}
 
 fn begin_process(
     inner: &Inner,
     program: &Path,
-    spec: &MachineSpec,
+    wanted: &Wanted<'_>,
     taps: Vec<OwnedFd>,
     paths: &Paths,
     cgroup: &MachineCgroup,
-    uid: u32,
 ) -> Result<Begun, EngineError> {
+    let Wanted { spec, incoming, uid } = *wanted;
     let vm = spec.vm;
     let context = |what: &str| format!("{what} of VM {vm}");
     doing(files::private_dir(&paths.state), || context("make the state directory"))?;
     doing(run_dir(&paths.run), || context("make the run directory"))?;
     let uefi = match &spec.boot {
-        BootSpec::Uefi { .. } => Some(firmware::find().map_err(EngineError::Start)?),
+        BootSpec::Uefi { .. } => {
+            let flash = incoming.and_then(|incoming| incoming.hardware.flash);
+            Some(firmware::find(flash).map_err(EngineError::Start)?)
+        }
         _ => None,
     };
+    let hardware = match incoming {
+        Some(incoming) => incoming.hardware.clone(),
+        None => {
+            let flash = uefi.as_ref().and_then(firmware::Uefi::flash);
+            Hardware::choose(spec, inner.accelerator.as_str(), inner.machine_version()?, flash)
+        }
+    };
+    if hardware.accelerator != inner.accelerator.as_str() {
+        let (has, runs) = (inner.accelerator.as_str(), &hardware.accelerator);
+        return Err(EngineError::Start(format!(
+            "the guest runs under {runs}, this server has {has}"
+        )));
+    }
     let inherited = open_files(inner, spec, taps, paths, uid, uefi.as_ref())?;
     let arguments = cmdline::arguments(&Inputs {
         spec,
+        hardware: &hardware,
+        incoming: incoming.is_some(),
         accelerator: inner.accelerator,
         tsc_khz: inner.tsc_khz,
         uefi_code: uefi.map(|uefi| uefi.code),
@@ -257,6 +323,8 @@ fn begin_process(
         spec: spec.clone(),
         uid,
         accelerator: inner.accelerator.as_str().to_owned(),
+        hardware: Some(hardware),
+        incoming: incoming.map(|incoming| incoming.channel),
         started_at: Timestamp::now(),
     };
     doing(record.write(&paths.record()), || context("write the record"))?;
@@ -274,7 +342,7 @@ fn begin_process(
         }),
         || format!("start {}", program.display()),
     )?;
-    Ok((pid, pidfd, log_start, inherited.images, record.started_at))
+    Ok((pid, pidfd, log_start, inherited.images, record))
 }
 
 /// Passable for the machine's user, who connects to nothing in it.

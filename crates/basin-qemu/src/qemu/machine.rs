@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::cgroup::MachineCgroup;
 use super::events::{self, Translator};
+use super::migrate::creds;
 use super::paths::Paths;
 use super::qmp::{Qmp, QmpError};
 use super::{agent, files, process};
@@ -23,6 +24,7 @@ use crate::console::{ConsoleLock, Guarded};
 use crate::engine::{
     BalloonStats, ConsoleStream, EngineError, GuestInfo, Machine, MachineEvent, MachineState,
 };
+use crate::hardware::Hardware;
 
 /// How often logs are looked at.
 const TRIM_EVERY: Duration = Duration::from_secs(20);
@@ -38,10 +40,17 @@ pub struct Shared {
     pub pidfd: AsyncFd<OwnedFd>,
     /// Where this process's part of `qemu.log` begins.
     pub log_start: u64,
+    pub hardware: Hardware,
+    /// The guest's memory as it was asked for.
+    pub memory: Bytes,
+    /// The user the process runs as.
+    pub uid: u32,
     /// Kept in memory while the machine runs.
     pub _images: Vec<Arc<OwnedFd>>,
     pub limit: Duration,
     pub hub: Arc<Hub>,
+    /// Held by who changes where the guest is: a cancel never meets a switch.
+    pub switch: tokio::sync::Mutex<()>,
     /// How the process ended, once it has and its remains are removed.
     pub gone: watch::Sender<Option<String>>,
 }
@@ -50,16 +59,25 @@ pub struct Shared {
 pub struct Hub {
     sender: broadcast::Sender<MachineEvent>,
     translator: Mutex<Translator>,
+    /// The key of a migration, of no use after it.
+    key: PathBuf,
 }
 
 impl Hub {
-    pub fn new() -> Arc<Hub> {
-        Arc::new(Hub { sender: broadcast::channel(64).0, translator: Mutex::default() })
+    pub fn new(key: PathBuf) -> Arc<Hub> {
+        Arc::new(Hub { sender: broadcast::channel(64).0, translator: Mutex::default(), key })
+    }
+
+    pub fn translator(&self) -> MutexGuard<'_, Translator> {
+        self.translator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn qemu_said(&self, event: &Event) {
-        let mut translator = self.translator.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(event) = translator.translate(event) {
+        let translated = self.translator().translate(event);
+        if let Some(event) = translated {
+            if matches!(&event, MachineEvent::Migration(phase) if phase.is_over()) {
+                creds::remove(&self.key);
+            }
             // Nobody listening is fine.
             let _ = self.sender.send(event);
         }
@@ -68,7 +86,7 @@ impl Hub {
 
 /// A handle on a running QEMU. Dropping it leaves QEMU alone.
 pub struct QemuMachine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     qmp: Arc<tokio::sync::Mutex<Arc<Qmp>>>,
     console: ConsoleLock,
     _watcher: AbortOnDropHandle<()>,
@@ -110,7 +128,7 @@ impl QemuMachine {
         Ok(slot.clone())
     }
 
-    async fn ask<C: QmpCommand>(
+    pub(super) async fn ask<C: QmpCommand>(
         &self,
         what: &'static str,
         command: C,
@@ -142,6 +160,17 @@ impl QemuMachine {
         let mut gone = self.shared.gone.subscribe();
         let _ = tokio::time::timeout(KILL_LIMIT, gone.wait_for(Option::is_some)).await;
         true
+    }
+
+    /// Refuses what would touch the vCPUs of a guest that is on its way.
+    async fn settled(&self, what: &'static str) -> Result<MachineState, EngineError> {
+        let why = match self.state().await? {
+            MachineState::Incoming => "its guest is not there yet",
+            MachineState::Switching => "its guest is on the way to another server",
+            MachineState::Migrated => "its guest has gone to another server",
+            state => return Ok(state),
+        };
+        Err(EngineError::Refused { what, why: why.to_owned() })
     }
 
     /// Starts the vCPUs of a machine that was stopped by its guest's end, when its reset
@@ -186,15 +215,22 @@ impl Machine for QemuMachine {
     }
 
     async fn pause(&self) -> Result<(), EngineError> {
-        self.ask("pause", qmp::stop {}).await.map(drop)
+        let running = self.settled("pause").await? == MachineState::Running;
+        let hub = &self.shared.hub;
+        // Its STOP comes before the answer.
+        hub.translator().pause_asked = running;
+        let paused = self.ask("pause", qmp::stop {}).await.map(drop);
+        hub.translator().pause_asked = false;
+        paused
     }
 
     async fn resume(&self) -> Result<(), EngineError> {
+        self.settled("resume").await?;
         self.ask("resume", qmp::cont {}).await.map(drop)
     }
 
     async fn reset(&self) -> Result<(), EngineError> {
-        let state = self.state().await?;
+        let state = self.settled("reset").await?;
         let events = self.events();
         self.ask("reset", qmp::system_reset {}).await?;
         match state {
@@ -224,7 +260,9 @@ impl Machine for QemuMachine {
 
     async fn balloon(&self) -> Result<BalloonStats, EngineError> {
         let actual = self.ask("tell its memory", qmp::query_balloon {}).await?.actual;
-        let actual = Bytes(u64::try_from(actual).unwrap_or(0));
+        // Without what emulation adds for its own sake.
+        let extra = self.shared.hardware.ram.saturating_sub(self.shared.memory);
+        let actual = Bytes(u64::try_from(actual).unwrap_or(0)).saturating_sub(extra);
         let path = "/machine/peripheral/balloon0".to_owned();
         let stats = qmp::qom_get { path, property: "guest-stats".to_owned() };
         let stats = self.ask("tell its memory", stats).await?;
@@ -241,7 +279,8 @@ impl Machine for QemuMachine {
     }
 
     async fn set_balloon(&self, target: Bytes) -> Result<(), EngineError> {
-        let value = i64::try_from(target.get()).unwrap_or(i64::MAX);
+        let extra = self.shared.hardware.ram.saturating_sub(self.shared.memory);
+        let value = i64::try_from((target + extra).get()).unwrap_or(i64::MAX);
         self.ask("set its memory", qmp::balloon { value }).await.map(drop)
     }
 
@@ -336,6 +375,7 @@ pub fn remove_remains(paths: &Paths, cgroup: &MachineCgroup) {
     for socket in [paths.qmp(), paths.serial(), paths.agent()] {
         let _ = files::remove(&socket);
     }
+    creds::remove(&paths.migration());
     // Kept while somebody else's file is in it.
     let _ = std::fs::remove_dir(&paths.run);
     if let Err(error) = cgroup.remove() {

@@ -9,11 +9,13 @@ mod binary;
 pub mod cgroup;
 mod cmdline;
 mod events;
+mod facts;
 mod files;
 mod firmware;
 mod images;
 mod launch;
 mod machine;
+mod migrate;
 mod paths;
 mod process;
 mod qmp;
@@ -29,9 +31,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use basin_model::VmId;
+use basin_model::hardware::HardwareFacts;
+use basin_model::hardware::MachineVersion;
 use basin_model::host::{KvmVerdict, QemuInfo};
 
 use crate::engine::{Adopted, BootSpec, Engine, EngineError, Machine, MachineSpec};
+use crate::migrate::{Incoming, MigrationSupport};
 use crate::probe;
 pub use binary::inspect;
 use cgroup::Cgroups;
@@ -96,12 +101,14 @@ struct Inner {
     info: QemuInfo,
     kvm: KvmVerdict,
     accelerator: Accelerator,
+    facts: Option<HardwareFacts>,
     kvm_group: Option<u32>,
     tsc_khz: Option<u32>,
     cgroups: Cgroups,
     uids: Uids,
     images: Images,
     machines: Mutex<Machines>,
+    support: tokio::sync::OnceCell<MigrationSupport>,
 }
 
 #[derive(Default)]
@@ -134,6 +141,11 @@ impl QemuEngine {
         self.inner.accelerator
     }
 
+    /// What QEMU can give a guest here; none where it could not be asked.
+    pub fn hardware_facts(&self) -> Option<&HardwareFacts> {
+        self.inner.facts.as_ref()
+    }
+
     /// The cgroups of this daemon's machines.
     pub fn cgroups(&self) -> &Cgroups {
         &self.inner.cgroups
@@ -155,6 +167,21 @@ impl Inner {
             AcceleratorChoice::Auto if kvm.usable => Accelerator::Kvm,
             _ => Accelerator::Tcg,
         };
+        let kvm_group = probe::kvm_group();
+        let facts = match &info {
+            QemuInfo::Usable { path, .. } => {
+                let ask = facts::Ask {
+                    program: Path::new(path),
+                    accelerator,
+                    kvm_group,
+                    limit: config.start_limit,
+                };
+                facts::of_qemu(&ask, &config.state_dir.join("qemu-facts.json"))
+                    .inspect_err(|why| tracing::warn!("QEMU does not say what it can do: {why}"))
+                    .ok()
+            }
+            QemuInfo::Unusable { .. } => None,
+        };
         let cgroups =
             files::doing(Cgroups::open(&config.cgroup_name), || "set up cgroups".to_owned())?;
         let vms = config.state_dir.join("vms");
@@ -165,12 +192,14 @@ impl Inner {
             info,
             kvm,
             accelerator,
-            kvm_group: probe::kvm_group(),
+            facts,
+            kvm_group,
             tsc_khz: tsc::frequency_khz(),
             cgroups,
             uids,
             images: Images::default(),
             machines: Mutex::default(),
+            support: tokio::sync::OnceCell::new(),
             config,
         })
     }
@@ -186,6 +215,18 @@ impl Inner {
     fn program(&self) -> Result<&Path, EngineError> {
         match &self.info {
             QemuInfo::Usable { path, .. } => Ok(Path::new(path)),
+            QemuInfo::Unusable { reason } => Err(EngineError::Unusable(reason.clone())),
+        }
+    }
+
+    /// The newest machine that the QEMU here has.
+    fn machine_version(&self) -> Result<MachineVersion, EngineError> {
+        self.version()?.parse().map_err(|e| EngineError::Unusable(format!("{e}")))
+    }
+
+    fn version(&self) -> Result<&str, EngineError> {
+        match &self.info {
+            QemuInfo::Usable { version, .. } => Ok(version),
             QemuInfo::Unusable { reason } => Err(EngineError::Unusable(reason.clone())),
         }
     }
@@ -223,7 +264,28 @@ impl Engine for QemuEngine {
         spec: &MachineSpec,
         taps: Vec<OwnedFd>,
     ) -> Result<Arc<dyn Machine>, EngineError> {
-        launch::launch(self.inner.clone(), spec.clone(), taps).await
+        launch::launch(self.inner.clone(), spec.clone(), taps, None).await
+    }
+
+    async fn launch_incoming(
+        &self,
+        spec: &MachineSpec,
+        taps: Vec<OwnedFd>,
+        incoming: &Incoming,
+    ) -> Result<Arc<dyn Machine>, EngineError> {
+        let reasons = self.migration_support().await?.refuse(&incoming.hardware);
+        if !reasons.is_empty() {
+            return Err(EngineError::Start(reasons.join("; ")));
+        }
+        if incoming.channel.postcopy {
+            migrate::permit_postcopy()?;
+        }
+        launch::launch(self.inner.clone(), spec.clone(), taps, Some(incoming.clone())).await
+    }
+
+    async fn migration_support(&self) -> Result<MigrationSupport, EngineError> {
+        let asking = self.inner.support.get_or_try_init(|| migrate::support(&self.inner));
+        asking.await.cloned()
     }
 
     async fn adopt(&self) -> Result<Vec<Adopted>, EngineError> {

@@ -41,6 +41,11 @@ impl Paths {
         self.run.join("agent.sock")
     }
 
+    /// The key of a migration, while there is one.
+    pub fn migration(&self) -> PathBuf {
+        self.run.join("migration")
+    }
+
     /// Refuses a run directory in which no socket can be bound.
     pub fn check(&self) -> Result<(), String> {
         let longest = self.serial();

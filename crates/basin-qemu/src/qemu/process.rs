@@ -180,6 +180,12 @@ pub fn is_machine(pid: u32, uuid: &str) -> bool {
     })
 }
 
+/// A process's arguments.
+pub fn arguments(pid: u32) -> io::Result<Vec<String>> {
+    let words = command_line(pid)?;
+    Ok(words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
 /// The part of `/proc/<pid>/stat` that Basin reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {

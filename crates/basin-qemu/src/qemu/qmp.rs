@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use qapi::qmp::{Event, QapiCapabilities, QmpCommand, qmp_capabilities};
-use qapi::{Any, Execute};
+use qapi::qmp::{Event, QMPCapability, QapiCapabilities, QmpCommand, qmp_capabilities};
+use qapi::{Any, Execute, ExecuteOob};
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -57,6 +57,8 @@ pub struct Qmp {
     pending: Arc<Mutex<Pending>>,
     closed: CancellationToken,
     version: String,
+    /// It takes commands that a busy QEMU's main loop does not hold up.
+    out_of_band: bool,
     _reader: AbortOnDropHandle<()>,
 }
 
@@ -92,6 +94,7 @@ impl Qmp {
                 Some(Err(error)) => return Err(QmpError::Garbled(error.to_string())),
                 None => return Err(QmpError::Closed),
             };
+            let out_of_band = greeting.contains("\"oob\"");
             let greeting: QapiCapabilities = serde_json::from_str(&greeting)
                 .map_err(|error| QmpError::Garbled(format!("in its greeting: {error}")))?;
             let version = greeting.QMP.version.qemu;
@@ -104,9 +107,11 @@ impl Qmp {
                 pending,
                 closed,
                 version,
+                out_of_band,
                 _reader: AbortOnDropHandle::new(reader),
             };
-            qmp.request(qmp_capabilities { enable: None }).await?;
+            let enable = out_of_band.then(|| vec![QMPCapability::oob]);
+            qmp.request(qmp_capabilities { enable }).await?;
             Ok(qmp)
         };
         match tokio::time::timeout(limit, connecting).await {
@@ -143,8 +148,11 @@ impl Qmp {
 
     async fn request<C: QmpCommand>(&self, command: C) -> Result<C::Ok, QmpError> {
         let (ticket, answer) = self.expect_answer().ok_or(QmpError::Closed)?;
-        let mut line = serde_json::to_vec(&Execute::new(command, Some(ticket.id)))
-            .map_err(|error| QmpError::Garbled(error.to_string()))?;
+        let line = match C::ALLOW_OOB && self.out_of_band {
+            true => serde_json::to_vec(&ExecuteOob::new(command, ticket.id)),
+            false => serde_json::to_vec(&Execute::new(command, Some(ticket.id))),
+        };
+        let mut line = line.map_err(|error| QmpError::Garbled(error.to_string()))?;
         line.push(b'\n');
         {
             let mut slot = self.writer.lock().await;

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use crate::engine::MachineSpec;
+use crate::hardware::Hardware;
+use crate::migrate::Channel;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -18,6 +20,12 @@ pub struct Record {
     pub spec: MachineSpec,
     pub uid: u32,
     pub accelerator: String,
+    /// Absent where an older Basin started the machine.
+    #[serde(default)]
+    pub hardware: Option<Hardware>,
+    /// It was launched to wait for its guest.
+    #[serde(default)]
+    pub incoming: Option<Channel>,
     pub started_at: Timestamp,
 }
 

@@ -1,7 +1,13 @@
 //! A guest of some hundred bytes that does on command what guests do.
 //!
 //! It is an ELF file with a PVH entry, which QEMU boots on q35 and microvm alike. It says
-//! `G`, then obeys single letters from the serial line and echoes any other.
+//! `G`, then obeys single letters from the serial line and echoes any other. On `d` it
+//! writes to 8 MiB of its memory as fast as it can, checks what it wrote in the pass before,
+//! and says `d` now and then, until a letter comes. It says `!` and stops when its memory
+//! does not hold what it wrote. Nothing interrupts it: no write of its is noticed by chance.
+
+/// Writes, and checks, as fast as it can.
+pub const DIRTY: &[u8] = b"d";
 
 /// Letters the guest obeys. Where the machine types differ, `q35` comes first.
 pub mod says {
@@ -80,6 +86,35 @@ std::arch::global_asm!(
     "mov al, 2", // on
     "out dx, al",
     "jmp 1b",
+    "3: cmp al, 100", // d
+    "jne 3f",
+    "xor ebx, ebx",
+    "5: mov edi, 0x1000000",
+    "6: test ebx, ebx",
+    "jz 7f",
+    "mov ecx, edi",
+    "xor ecx, ebx",
+    "cmp ecx, dword ptr [edi]",
+    "jne 8f",
+    "7: lea ecx, [ebx + 1]",
+    "xor ecx, edi",
+    "mov dword ptr [edi], ecx",
+    "add edi, 64",
+    "cmp edi, 0x1800000",
+    "jne 6b",
+    "inc ebx",
+    "test bl, 63",
+    "jnz 9f",
+    "mov al, 100",
+    "call 90f",
+    "9: mov dx, 0x3fd",
+    "in al, dx",
+    "test al, 1",
+    "jz 5b",
+    "jmp 1b",
+    "8: mov al, 33",
+    "call 90f",
+    "4: jmp 4b",
     "3: call 90f",
     "jmp 1b",
     "90: mov dx, 0x3f8", // writes al

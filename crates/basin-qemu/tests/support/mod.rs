@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod guest;
+pub mod pair;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,6 +41,9 @@ pub struct Server {
 impl Server {
     pub fn new() -> Server {
         let dir = tempfile::tempdir().unwrap();
+        // Machines' users go through it to their sockets and keys.
+        let passable = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(dir.path(), passable).unwrap();
         let name = format!("bt-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let config = config(dir.path(), &name);
         std::fs::write(dir.path().join("guest"), guest::elf()).unwrap();
@@ -63,6 +68,7 @@ impl Server {
             memory: Bytes::mib(32),
             cpu_model: CpuModel::Auto,
             machine,
+            machine_version: None,
             boot: BootSpec::Kernel {
                 kernel: self.guest_file(),
                 initrd: None,

@@ -33,6 +33,13 @@ pub fn find(inner: &Inner, image: ImageId) -> Result<Option<ImageContent>, Stora
     })
 }
 
+/// The image's file.
+pub fn file(inner: &Inner, image: ImageId) -> Result<PathBuf, StorageError> {
+    let paths = FORMATS.map(|format| inner.layout.image(image, format));
+    let found = paths.into_iter().find(|path| path.exists());
+    found.ok_or_else(|| StorageError::NotFound(format!("the file of image {image}")))
+}
+
 /// Puts an image in place. Its description comes first: the image is there when
 /// its own file is.
 pub fn publish(

@@ -111,9 +111,12 @@ impl<'a> Hashed<'a> {
 
     /// The hash in hex, and how many bytes it is of.
     pub fn finish(self) -> (String, Bytes) {
-        let hex = self.hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        (hex, Bytes(self.count))
+        (hex(&self.hash.finalize()), Bytes(self.count))
     }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Read for Hashed<'_> {

@@ -2,7 +2,8 @@
 //!
 //! Operations that run at the same time count each other: each reserves what it
 //! will need before it writes. What it has written already is in the file
-//! system's own figure, so only the rest of a reservation is held back.
+//! system's own figure, so only the rest of a reservation is held back. In a shared
+//! datastore the servers tell each other, and count one after the other.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,6 +16,7 @@ use basin_model::datastore::Capacity;
 use nix::sys::statvfs::statvfs;
 
 use super::layout::Layout;
+use super::servers::Servers;
 use crate::datastore::StorageError;
 
 /// What a new file costs beside its data: inode, directory entry, format headers.
@@ -23,6 +25,8 @@ pub const OVERHEAD: Bytes = Bytes::mib(1);
 pub struct Space {
     layout: Layout,
     quota: Option<Bytes>,
+    /// Where others write as well.
+    servers: Option<Arc<Servers>>,
     held: Mutex<Held>,
 }
 
@@ -33,8 +37,8 @@ struct Held {
 }
 
 impl Space {
-    pub fn new(layout: Layout, quota: Option<Bytes>) -> Arc<Space> {
-        Arc::new(Space { layout, quota, held: Mutex::default() })
+    pub fn new(layout: Layout, quota: Option<Bytes>, servers: Option<Arc<Servers>>) -> Arc<Space> {
+        Arc::new(Space { layout, quota, servers, held: Mutex::default() })
     }
 
     pub fn capacity(&self) -> Result<Capacity, StorageError> {
@@ -61,11 +65,29 @@ impl Space {
         path: &Path,
     ) -> Result<Reservation, StorageError> {
         let mut held = self.lock();
+        let _turn = self.servers.as_ref().map(|s| s.space_turn()).transpose()?;
         let id = held.next;
         held.next += 1;
         self.admit(&held, None, needed)?;
         held.reservations.insert(id, (needed, path.to_owned()));
+        self.tell(&held)?;
         Ok(Reservation { id, space: self.clone() })
+    }
+
+    /// Tells the other servers what this one will still write.
+    fn tell(&self, held: &Held) -> Result<(), StorageError> {
+        let Some(servers) = &self.servers else { return Ok(()) };
+        let reservations = held.reservations.values();
+        let all: Vec<_> =
+            reservations.map(|(amount, path)| (*amount, servers.relative(path))).collect();
+        servers.promise(&all).map_err(|e| self.explain("telling the other servers", Bytes::ZERO, e))
+    }
+
+    fn promised_by_others(&self) -> Result<Bytes, StorageError> {
+        let Some(servers) = &self.servers else { return Ok(Bytes::ZERO) };
+        servers
+            .promised()
+            .map_err(|e| self.explain("asking what other servers write", Bytes::ZERO, e))
     }
 
     /// `other` is left out of what is promised.
@@ -76,6 +98,7 @@ impl Space {
             .filter(|(id, _)| Some(**id) != other)
             .map(|(_, (amount, path))| amount.saturating_sub(allocated(path)))
             .sum();
+        let promised = promised + self.promised_by_others()?;
         let free = self.capacity()?.free.saturating_sub(promised);
         if needed > free {
             return Err(StorageError::Full { place: self.place(), needed, free });
@@ -129,15 +152,20 @@ impl Reservation {
         if amount >= total {
             return Ok(());
         }
+        let _turn = self.space.servers.as_ref().map(|s| s.space_turn()).transpose()?;
         self.space.admit(&held, Some(self.id), total.saturating_sub(allocated(&path)))?;
         held.reservations.insert(self.id, (total, path));
-        Ok(())
+        self.space.tell(&held)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.space.lock().reservations.remove(&self.id);
+        let mut held = self.space.lock();
+        held.reservations.remove(&self.id);
+        // A promise too many until the next one; not worth failing for.
+        let _turn = self.space.servers.as_ref().map(|s| s.space_turn());
+        let _ = self.space.tell(&held);
     }
 }
 
@@ -153,4 +181,37 @@ fn occupied(directory: &Path) -> io::Result<Bytes> {
         sum += allocated(&entry?.path());
     }
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use basin_model::HostId;
+    use uuid::Uuid;
+
+    #[test]
+    fn servers_do_not_promise_the_same_room_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout { root: dir.path().to_owned(), sharer: None };
+        for part in [layout.images(), layout.volumes(), layout.incoming()] {
+            std::fs::create_dir(part).unwrap();
+        }
+        let join = || {
+            let servers = Servers::join(&layout, HostId::from_uuid(Uuid::new_v4())).unwrap();
+            Space::new(layout.clone(), Some(Bytes::mib(10)), Some(Arc::new(servers)))
+        };
+        let (first, second) = (join(), join());
+        let path = layout.incoming().join("a");
+        let held = first.reserve(Bytes::mib(4), &path).unwrap();
+        let refused = |n| match second.reserve(Bytes::mib(n), &path) {
+            Ok(_) => panic!("{n} MiB were promised twice"),
+            Err(StorageError::Full { free, .. }) => free,
+            Err(e) => panic!("{e}"),
+        };
+        assert_eq!(refused(7), Bytes::mib(6));
+        held.raise(Bytes::mib(8)).unwrap();
+        assert_eq!(refused(3), Bytes::mib(2));
+        drop(held);
+        second.reserve(Bytes::mib(10), &path).unwrap();
+    }
 }

@@ -269,8 +269,11 @@ pub fn grow(
 
 /// Idempotent.
 pub fn delete(inner: &Inner, volume: VolumeId) -> Result<(), StorageError> {
-    for format in FORMATS {
-        let path = inner.layout.volume(volume, format);
+    let of = |format| {
+        // The fence goes last: it must not be missing while there is a volume to guard.
+        [inner.layout.volume(volume, format), inner.layout.generation(volume, format)]
+    };
+    for path in FORMATS.into_iter().flat_map(of) {
         remove(&path).map_err(|source| StorageError::Io {
             what: format!("deleting {}", path.display()),
             source,

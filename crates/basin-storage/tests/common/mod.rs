@@ -30,6 +30,7 @@ pub fn place() -> Place {
 pub fn place_with(quota: Option<Bytes>) -> Place {
     let dir = tempfile::tempdir().unwrap();
     let id = DatastoreId::from_uuid(Uuid::new_v4());
+    DirDatastore::make(id, dir.path().join("store")).unwrap();
     let store = DirDatastore::open(id, dir.path().join("store"), quota).unwrap();
     Place { dir, id, store }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use basin_api::datastore::{Datastore, DatastoreCreate};
+use basin_api::datastore::{Datastore, DatastoreCreate, DatastoreServer};
 use clap::Subcommand;
 use jiff::Timestamp;
 
@@ -21,13 +21,26 @@ pub enum Command {
     List,
     /// Show one in full
     Show { datastore: String },
-    /// Make a datastore of a directory on the server
-    #[command(after_help = "Example:
-  basin datastore create fast /mnt/nvme/basin --quota 500GiB")]
+    /// Make a datastore of a directory: of one server, or of all that have the same
+    /// storage there
+    #[command(after_help = "Examples:
+  basin datastore create fast --path /mnt/nvme/basin --quota 500GiB
+  basin datastore create fast2 --path /mnt/nvme/basin --host srv2
+  basin datastore create nfs --path /mnt/nfs/basin --shared")]
     Create {
         name: String,
+        /// As --path
+        #[arg(value_name = "PATH", required_unless_present = "path", conflicts_with = "path")]
+        directory: Option<PathBuf>,
         /// An absolute path on the server; made when absent
-        path: PathBuf,
+        #[arg(long, value_name = "PATH")]
+        path: Option<PathBuf>,
+        /// The server that makes it [default: the one that is asked]
+        #[arg(long, value_name = "HOST")]
+        host: Option<String>,
+        /// The same storage is mounted at this path on every server
+        #[arg(long)]
+        shared: bool,
         /// Use at most this much of the file system
         #[arg(long, value_name = "SIZE", value_parser = parse_size)]
         quota: Option<u64>,
@@ -53,7 +66,18 @@ impl Command {
         match self {
             Command::List => session.list::<Datastore>(&[].into()).await,
             Command::Show { datastore } => session.show::<Datastore>(&datastore).await,
-            Command::Create { name, path, quota, overcommit, description, label } => {
+            Command::Create {
+                name,
+                directory,
+                path,
+                host,
+                shared,
+                quota,
+                overcommit,
+                description,
+                label,
+            } => {
+                let path = path.or(directory).unwrap_or_default();
                 let path = path.to_str().ok_or_else(|| {
                     CliError::usage(format!("the path {} is not UTF-8", path.display()), "")
                 })?;
@@ -62,6 +86,8 @@ impl Command {
                     description,
                     labels: label.into_iter().collect(),
                     path: path.to_owned(),
+                    host,
+                    shared,
                     quota_bytes: quota,
                     overcommit_percent: overcommit,
                 };
@@ -75,6 +101,12 @@ impl Command {
             Command::Meta(command) => command.run::<Datastore>(session).await,
         }
     }
+}
+
+/// How many servers reach a shared datastore, in words.
+fn reached(datastore: &Datastore) -> String {
+    let reach = datastore.servers.iter().filter(|s| s.reaches).count();
+    format!("{reach} of {} servers", datastore.servers.len())
 }
 
 impl View for Datastore {
@@ -92,7 +124,7 @@ impl View for Datastore {
         vec![
             self.meta.name.clone(),
             self.kind.clone(),
-            name(&self.host),
+            self.host.as_ref().map_or_else(|| reached(self), name),
             self.path.clone(),
             space(|s| s.total_bytes),
             space(|s| s.used_bytes),
@@ -106,11 +138,14 @@ impl View for Datastore {
         let mut sheet = meta_sheet(&self.meta, now);
         sheet
             .pair("Kind", &self.kind)
-            .pair("Host", name(&self.host))
+            .some("Host", self.host.as_ref().map(name))
             .pair("Path", &self.path)
             .some("Quota", self.quota_bytes.map(size))
             .pair("Overcommit", format!("{} %", self.overcommit_percent))
             .some("Problem", self.problem.as_deref());
+        if self.shared {
+            sheet.pair("Shared", reached(self));
+        }
         if let Some(space) = &self.space {
             sheet
                 .pair("Total", size(space.total_bytes))
@@ -118,6 +153,12 @@ impl View for Datastore {
                 .pair("Free", size(space.free_bytes))
                 .pair("Promised", size(space.provisioned_bytes));
         }
+        let server = |s: &DatastoreServer| {
+            let reaches = if s.reaches { "yes" } else { "no" };
+            vec![name(&s.host), reaches.to_owned(), s.problem.clone().unwrap_or_default()]
+        };
+        let servers: Vec<_> = self.servers.iter().map(server).collect();
+        sheet.section("Servers", &["HOST", "REACHES", "PROBLEM"], &servers);
         sheet
     }
 }

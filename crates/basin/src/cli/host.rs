@@ -1,15 +1,16 @@
 //! `basin host`.
 
-use basin_api::host::Host;
+use basin_api::cluster::DrainRequest;
+use basin_api::host::{Host, HostState};
 use clap::Subcommand;
 use jiff::Timestamp;
 
 use super::error::CliError;
 use super::meta::MetaCommand;
-use super::session::Session;
+use super::session::{Session, sentence};
 use super::table::Sheet;
-use super::text::{age, size};
-use super::view::{View, meta_sheet};
+use super::text::{age, clean, size};
+use super::view::{View, meta_sheet, word};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -18,6 +19,30 @@ pub enum Command {
     List,
     /// Show one in full: its hardware, QEMU, and why KVM is or is not used
     Show { host: String },
+    /// Empty a server by moving its VMs away, and keep it empty
+    #[command(after_help = "Examples:
+  basin host drain srv2                 move its VMs to the others, then show what is left
+  basin host drain srv2 --move-disks    also VMs with disks on its own datastores
+  basin host undrain srv2               it takes VMs again")]
+    Drain {
+        host: String,
+        /// Disks that only this server reaches move along
+        #[arg(long)]
+        move_disks: bool,
+        /// Do not wait until it is empty
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// End the maintenance: the server takes VMs again
+    Undrain { host: String },
+    /// Shut a server out of the cluster for good; it must be empty
+    #[command(visible_alias = "rm")]
+    Remove {
+        host: String,
+        /// It never comes back, whatever was on it
+        #[arg(long)]
+        dead: bool,
+    },
     #[command(flatten)]
     Meta(MetaCommand),
 }
@@ -27,14 +52,76 @@ impl Command {
         match self {
             Command::List => session.list::<Host>(&[].into()).await,
             Command::Show { host } => session.show::<Host>(&host).await,
+            Command::Drain { host, move_disks, no_wait } => {
+                drain(session, &host, move_disks, no_wait).await
+            }
+            Command::Undrain { host } => {
+                session.said(&session.client.undrain_host(&host).await?, "takes VMs again")
+            }
+            Command::Remove { host, dead } => {
+                session.client.remove_host(&host, dead).await?;
+                if session.out.is_table() {
+                    super::out::write(sentence::<Host>(&host, "removed").as_bytes())?;
+                }
+                Ok(())
+            }
             Command::Meta(command) => command.run::<Host>(session).await,
         }
     }
 }
 
+/// Waits until the server is empty, or what is left cannot move.
+async fn drain(
+    session: &Session,
+    which: &str,
+    move_local_disks: bool,
+    no_wait: bool,
+) -> Result<(), CliError> {
+    let how = DrainRequest { move_local_disks };
+    let mut host = session.client.drain_host(which, &how).await?;
+    while !no_wait && host.state == HostState::Draining && !settled(&host) {
+        tokio::time::sleep(LOOK_EVERY).await;
+        host = session.client.get::<Host>(&host.meta.id).await?;
+    }
+    match host.state {
+        HostState::Drained => session.said(&host, "is empty, and takes no VMs"),
+        _ if host.stuck.is_empty() => session.said(&host, "is being emptied"),
+        _ => {
+            if !session.out.is_table() {
+                return session.out.data(&host);
+            }
+            let stuck = host.stuck.iter().map(|s| {
+                let reasons: String =
+                    s.reasons.iter().map(|r| format!("\n    {}", clean(r))).collect();
+                format!("  {}{reasons}\n", clean(&s.vm))
+            });
+            let advice = "what has to be done is said above; the drain goes on by itself then";
+            let left: String = stuck.collect();
+            Err(CliError::failed(format!("these VMs cannot leave {which}:\n{left}"), advice))
+        }
+    }
+}
+
+/// Whether all that is left is stuck.
+fn settled(host: &Host) -> bool {
+    !host.stuck.is_empty() && host.stuck.len() as u32 >= host.committed.vms
+}
+
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
+
 impl View for Host {
-    const COLUMNS: &[&str] =
-        &["NAME", "VMS", "CPUS", "VCPUS", "MEMORY", "COMMITTED", "ACCELERATOR", "QEMU", "UP"];
+    const COLUMNS: &[&str] = &[
+        "NAME",
+        "STATE",
+        "VMS",
+        "CPUS",
+        "VCPUS",
+        "MEMORY",
+        "COMMITTED",
+        "ACCELERATOR",
+        "QEMU",
+        "UP",
+    ];
 
     fn label(&self) -> &str {
         &self.meta.name
@@ -45,6 +132,7 @@ impl View for Host {
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());
         vec![
             self.meta.name.clone(),
+            state(self),
             self.committed.vms.to_string(),
             or_unknown(status.map(|s| s.cpus.to_string())),
             self.committed.vcpus.to_string(),
@@ -59,6 +147,10 @@ impl View for Host {
     fn sheet(&self, now: Timestamp) -> Sheet {
         let mut sheet = meta_sheet(&self.meta, now);
         let committed = &self.committed;
+        sheet.pair("State", state(self)).some("Address", self.address.as_deref());
+        for stuck in &self.stuck {
+            sheet.pair("Cannot leave", format!("{}: {}", stuck.vm, stuck.reasons.join("; ")));
+        }
         sheet.pair(
             "Committed",
             format!(
@@ -92,4 +184,13 @@ impl View for Host {
             );
         sheet
     }
+}
+
+/// `ready, leads`.
+fn state(host: &Host) -> String {
+    let mut words = word(&host.state);
+    if host.leads {
+        words.push_str(", leads");
+    }
+    words
 }

@@ -4,6 +4,7 @@
 //! script can do as well. One file a noun; a noun's commands are an enum whose
 //! `run` calls the client and hands the answer to [`out::Out`].
 
+mod cluster;
 mod datastore;
 mod error;
 mod events;
@@ -96,6 +97,13 @@ pub enum Command {
     /// Tokens, for access over HTTPS
     #[command(subcommand, visible_alias = "tokens")]
     Token(token::Command),
+    /// Make this server the first of a cluster; its VMs run on
+    Init(cluster::Init),
+    /// Have this server join a cluster
+    Join(cluster::Join),
+    /// The cluster: who leads, where its state is kept
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Follow every change as it happens, until Ctrl-C
     Events(events::EventsArgs),
     /// Print the versions of this program and of the server
@@ -140,6 +148,9 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Host(command) => command.run(&session).await,
         Command::Task(command) => command.run(&session).await,
         Command::Token(command) => command.run(&session).await,
+        Command::Init(args) => args.run(&session).await,
+        Command::Join(args) => args.run(&session, global.token.as_deref()).await,
+        Command::Cluster(command) => command.run(&session).await,
         Command::Events(args) => args.run(&session).await,
         Command::Version => version(&session).await,
     }

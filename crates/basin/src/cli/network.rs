@@ -30,6 +30,9 @@ pub enum Command {
         /// VMs are NAME.DOMAIN [default: NETWORK.internal]
         #[arg(long)]
         domain: Option<String>,
+        /// The largest packet of its guests [default: what all servers carry, at most 1450]
+        #[arg(long, value_name = "BYTES")]
+        mtu: Option<u32>,
         /// Words about it
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         description: String,
@@ -49,9 +52,9 @@ impl Command {
         match self {
             Command::List => session.list::<Network>(&[].into()).await,
             Command::Show { network } => session.show::<Network>(&network).await,
-            Command::Create { name, subnet, domain, description, label } => {
+            Command::Create { name, subnet, domain, mtu, description, label } => {
                 let labels = label.into_iter().collect();
-                let create = NetworkCreate { name, description, labels, subnet, domain };
+                let create = NetworkCreate { name, description, labels, subnet, domain, mtu };
                 session.said(&session.client.create::<Network>(&create).await?, "created")
             }
             Command::Delete { network } => {
@@ -89,6 +92,8 @@ impl View for Network {
             .pair("Subnet", &self.subnet)
             .pair("Gateway", &self.gateway)
             .pair("Domain", &self.domain)
+            .some("VNI", self.vni.map(|vni| vni.to_string()))
+            .some("MTU", self.mtu.map(|mtu| mtu.to_string()))
             .pair("Interfaces", self.interfaces.to_string());
         sheet
     }

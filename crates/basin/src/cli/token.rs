@@ -16,9 +16,14 @@ pub enum Command {
     /// Make a token; its secret is printed now and never again
     #[command(after_help = "Examples:
   basin token create laptop --expires-in 90d
+  basin token create --join                        lets one more server into the cluster
   export BASIN_TOKEN=$(basin token create ci)      the secret alone goes to standard output")]
     Create {
-        name: String,
+        #[arg(required_unless_present = "join", conflicts_with = "join")]
+        name: Option<String>,
+        /// A token that lets one server join the cluster, for an hour unless it is said
+        #[arg(long)]
+        join: bool,
         /// After this time it is worth nothing, such as 12h or 90d; it lasts, when absent
         #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
         expires_in: Option<u64>,
@@ -42,7 +47,11 @@ impl Command {
                 session.client.delete::<Token>(&token).await?;
                 session.said_gone::<Token>(&token)
             }
-            Command::Create { name, expires_in, description } => {
+            Command::Create { join: true, expires_in, .. } => {
+                super::cluster::create_join_token(session, expires_in).await
+            }
+            Command::Create { name, expires_in, description, .. } => {
+                let name = name.unwrap_or_default();
                 let create = TokenCreate { name, description, expires_in_seconds: expires_in };
                 let made = session.client.create::<Token>(&create).await?;
                 if !session.out.is_table() {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use basin_model::hardware::HardwareFacts;
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::{Fabric, Instance, LinuxFabric, NetConfig};
-use basin_node::{BlockdLauncher, BlockdMode, FakeDisks, NodeConfig};
+use basin_node::{BlockdLauncher, BlockdMode, FakeDisks, NodeConfig, Peers};
 use basin_qemu::Engine;
 use basin_qemu::fake::FakeWorld;
 use basin_qemu::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
@@ -20,14 +21,14 @@ pub struct Parts {
     pub fabric: Arc<dyn Fabric>,
 }
 
-pub async fn open(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
+pub async fn open(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
     match args.engine {
-        EngineArg::Qemu => real(args, host).await,
-        EngineArg::Fake => fake(args, host),
+        EngineArg::Qemu => real(args, host, peers).await,
+        EngineArg::Fake => fake(args, host, peers),
     }
 }
 
-async fn real(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
+async fn real(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
     let mut config = QemuConfig::new(args.state_dir.clone(), args.run_dir.clone(), &args.cgroup);
     config.binary = args.qemu.clone();
     config.accelerator = match args.accelerator {
@@ -47,18 +48,19 @@ async fn real(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let launcher = BlockdLauncher { program, args: vec!["blockd".to_owned()] };
     let (qemu, kvm) = (engine.info().clone(), engine.kvm().clone());
+    let hardware = engine.hardware_facts().cloned();
     if let QemuInfo::Unusable { reason } = &qemu {
         tracing::warn!("this server cannot run VMs: {reason}");
     }
-    let node = node(args, host, BlockdMode::Process(launcher), qemu, kvm);
+    let node = node(args, host, peers, BlockdMode::Process(launcher), qemu, kvm, hardware);
     Ok(Parts { node, engine: Arc::new(engine), fabric: Arc::new(fabric) })
 }
 
-fn fake(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
+fn fake(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
     let disks = BlockdMode::Given(Arc::new(FakeDisks::default()));
     let qemu = QemuInfo::Usable { path: "fake".to_owned(), version: "0".to_owned() };
     let kvm = KvmVerdict { usable: false, reason: "the fake engine needs none".to_owned() };
-    let node = node(args, host, disks, qemu, kvm);
+    let node = node(args, host, peers, disks, qemu, kvm, Some(basin_qemu::fake::hardware_facts()));
     let engine = FakeWorld::with_dir(args.state_dir.join("fake")).engine();
     Ok(Parts {
         node,
@@ -70,9 +72,11 @@ fn fake(args: &ServeArgs, host: HostId) -> anyhow::Result<Parts> {
 fn node(
     args: &ServeArgs,
     host: HostId,
+    peers: Arc<dyn Peers>,
     blockd: BlockdMode,
     qemu: QemuInfo,
     kvm: KvmVerdict,
+    hardware: Option<HardwareFacts>,
 ) -> NodeConfig {
     NodeConfig {
         host,
@@ -82,6 +86,9 @@ fn node(
         blockd,
         qemu,
         kvm,
+        peers,
+        image_cache: None,
+        hardware,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Datastores.
 
-use basin_api::datastore::{Datastore, Space};
-use basin_model::datastore::{self as model, Capacity, DatastoreKind};
+use basin_api::datastore::{Datastore, DatastoreServer, Space};
+use basin_model::datastore::{self as model, Capacity, DatastoreKind, Sharing};
 use basin_store::records::Versioned;
 
 use super::{meta, reference};
 use crate::app::inventory::Snapshot;
+use crate::intake::reach::trouble;
 use crate::intake::space::provisioned;
 
 pub fn datastore(
@@ -14,14 +15,26 @@ pub fn datastore(
     snapshot: &Snapshot,
 ) -> Datastore {
     let datastore = &record.value;
-    let host = snapshot.hosts.get(&datastore.host).map(|h| &h.value.meta.name);
     let DatastoreKind::Dir { path } = &datastore.kind;
-    let subject = format!("datastore/{}", datastore.id);
-    let status = snapshot.host_statuses.get(&datastore.host).map(|s| &s.value);
-    let condition = status.and_then(|s| s.conditions.iter().find(|c| c.subject == subject));
+    let name = |host| snapshot.hosts.get(&host).map(|h| &h.value.meta.name);
+    let server = |host| {
+        let problem = trouble(datastore, host, snapshot);
+        DatastoreServer { host: reference(host, name(host)), reaches: problem.is_none(), problem }
+    };
+    let hosts = snapshot.hosts.keys().copied();
+    let servers: Vec<_> =
+        hosts.filter(|host| datastore.sharing.includes(*host)).map(server).collect();
+    let host = match datastore.sharing {
+        Sharing::Local(host) => Some(reference(host, name(host))),
+        Sharing::Shared { .. } => None,
+    };
+    let reached = servers.iter().any(|s| s.reaches);
+    let problem = servers.iter().find_map(|s| s.problem.clone()).filter(|_| !reached);
     Datastore {
         meta: meta(datastore.id, &datastore.meta, record.revision),
-        host: reference(datastore.host, host),
+        host,
+        shared: datastore.sharing.is_shared(),
+        servers,
         kind: "dir".to_owned(),
         path: path.display().to_string(),
         quota_bytes: datastore.quota.map(|q| q.get()),
@@ -32,6 +45,6 @@ pub fn datastore(
             free_bytes: c.free.get(),
             provisioned_bytes: provisioned(datastore.id, snapshot).get(),
         }),
-        problem: condition.map(|c| c.problem.detail.clone()),
+        problem,
     }
 }

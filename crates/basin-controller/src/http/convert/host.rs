@@ -1,22 +1,47 @@
 //! Servers.
 
-use basin_api::host::{Committed, Condition, Host, HostStatus};
+use basin_api::host::{Committed, Condition, Host, HostState, HostStatus};
 use basin_model::host as model;
+use basin_model::vm::Vm;
 use basin_model::{Bytes, HostId};
+use basin_sched::baseline::Baseline;
 use basin_store::records::Versioned;
 
 use super::meta;
+use crate::app::baseline;
 use crate::app::inventory::Snapshot;
+use crate::app::vm_power::is_silent;
 use crate::app::vms::committed_memory;
 use crate::intake::vm_patch::is_stopped;
 
-pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot) -> Host {
+/// `baselines` is made once for all hosts of an answer.
+pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot, baselines: &[Baseline]) -> Host {
     let host = &record.value;
     let found = snapshot.host_statuses.get(&host.id);
     Host {
         meta: meta(host.id, &host.meta, record.revision),
-        status: found.map(|s| status(&s.value)),
+        status: found.map(|s| status(&s.value, baseline::condition(&host.meta.name, baselines))),
         committed: committed(host.id, snapshot),
+        state: state(host, snapshot),
+        address: host.address.map(|address| address.to_string()),
+        leads: snapshot.leader.as_ref().is_some_and(|l| l.host == host.id),
+        keeps_state: snapshot.store_members.contains_key(&host.id),
+        draining_since: host.drain.map(|drain| drain.since.to_string()),
+        stuck: Vec::new(),
+    }
+}
+
+fn state(host: &model::Host, snapshot: &Snapshot) -> HostState {
+    let mut there = snapshot.vms.values().map(|vm| &vm.value);
+    match host.drain {
+        _ if is_silent(host, snapshot) => HostState::Unreachable,
+        None => HostState::Ready,
+        Some(_) => {
+            let runs = |vm: &Vm| {
+                vm.placement.is_some_and(|p| p.host == host.id) && !is_stopped(vm, snapshot)
+            };
+            if there.any(runs) { HostState::Draining } else { HostState::Drained }
+        }
     }
 }
 
@@ -34,7 +59,7 @@ fn committed(host: HostId, snapshot: &Snapshot) -> Committed {
     Committed { memory_bytes: memory.get(), ..sum }
 }
 
-fn status(status: &model::HostStatus) -> HostStatus {
+fn status(status: &model::HostStatus, more: Option<model::Condition>) -> HostStatus {
     let (qemu_version, qemu_problem) = match &status.qemu {
         model::QemuInfo::Usable { version, .. } => (Some(version.clone()), None),
         model::QemuInfo::Unusable { reason } => (None, Some(reason.clone())),
@@ -54,6 +79,7 @@ fn status(status: &model::HostStatus) -> HostStatus {
         conditions: status
             .conditions
             .iter()
+            .chain(&more)
             .map(|c| Condition {
                 subject: c.subject.clone(),
                 detail: c.problem.detail.clone(),

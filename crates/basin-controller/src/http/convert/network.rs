@@ -17,6 +17,8 @@ pub fn network(record: &Versioned<model::Network>, snapshot: &Snapshot) -> Netwo
         subnet: subnet.to_string(),
         gateway: network.gateway().to_string(),
         domain: domain.clone(),
+        vni: network.vni.map(model::Vni::get),
+        mtu: network.mtu,
         interfaces: nics.filter(|n| n.network == network.id).count() as u32,
     }
 }

@@ -1,9 +1,10 @@
 //! Figures of the moment.
 
-use basin_api::host::HostUsage;
+use basin_api::host::{Condition, Host, HostUsage};
 use basin_api::vm::{Guest, Usage};
 use basin_model::Bytes;
-use basin_node::{self as model, DiskUsage, NicUsage, VmUsage};
+use basin_model::task::Problem;
+use basin_node::{self as model, DiskUsage, NicUsage, NodeUsage, VmUsage};
 
 pub fn vm(usage: &VmUsage) -> Usage {
     let balloon = usage.balloon.unwrap_or_default();
@@ -27,7 +28,20 @@ pub fn vm(usage: &VmUsage) -> Usage {
     }
 }
 
-pub fn host(usage: &model::HostUsage) -> HostUsage {
+/// A server's figures, or why it does not tell them, as one of its conditions.
+pub fn of_host(shown: &mut Host, usage: &Result<NodeUsage, Problem>) {
+    let Some(status) = &mut shown.status else { return };
+    match usage {
+        Ok(usage) => status.usage = Some(host(&usage.host)),
+        Err(problem) => status.conditions.push(Condition {
+            subject: "connection".to_owned(),
+            detail: problem.detail.clone(),
+            advice: problem.advice.clone(),
+        }),
+    }
+}
+
+fn host(usage: &model::HostUsage) -> HostUsage {
     HostUsage {
         memory_available_bytes: usage.memory_available.get(),
         daemon_resident_bytes: usage.daemon_resident.get(),

@@ -7,7 +7,7 @@ use crate::linux::LinuxFabric;
 use crate::plan::plan;
 
 /// The first `count` steps of a sync, then death. Whether that was all of it.
-async fn partly(fabric: &LinuxFabric, networks: &[NetworkSpec], count: usize) -> bool {
+pub async fn partly(fabric: &LinuxFabric, networks: &[NetworkSpec], count: usize) -> bool {
     let mut inner = fabric.inner.lock().await;
     let observed = fabric.observe(&mut inner, networks).await.unwrap();
     let plan = plan(&fabric.instance, &fabric.layout, networks, &observed);
@@ -17,7 +17,7 @@ async fn partly(fabric: &LinuxFabric, networks: &[NetworkSpec], count: usize) ->
     all
 }
 
-async fn steps_left(fabric: &LinuxFabric, networks: &[NetworkSpec]) -> Vec<String> {
+pub async fn steps_left(fabric: &LinuxFabric, networks: &[NetworkSpec]) -> Vec<String> {
     let mut inner = fabric.inner.lock().await;
     let observed = fabric.observe(&mut inner, networks).await.unwrap();
     let plan = plan(&fabric.instance, &fabric.layout, networks, &observed);

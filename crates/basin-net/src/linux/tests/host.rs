@@ -1,7 +1,7 @@
 //! What the server keeps: its own settings, other software's things.
 
 use super::server::*;
-use crate::fabric::{Fabric, NetError};
+use crate::fabric::{Affected, Fabric, NetError, SyncError};
 
 /// Everything of the namespace that could be damaged.
 fn snapshot() -> String {
@@ -93,7 +93,9 @@ fn a_subnet_that_the_server_reaches_is_refused() {
         let lease = lease(&mut good, 10);
         let bad = network(9);
         let result = fabric.sync(&[bad.clone(), good.clone()]).await;
-        assert!(matches!(result, Err(NetError::Overlap { .. })), "{result:?}");
+        let error = result.unwrap_err();
+        assert!(matches!(error.error, NetError::Overlap { .. }), "{error:?}");
+        assert_eq!(error.affected, Affected::Only([bad.id].into()));
         assert!(!output(&format!("ip link show {}", daemon.bridge(&bad))).status.success());
         assert_eq!(guest(&fabric, &good, &lease).await.acquire(), lease.address);
     });
@@ -173,8 +175,8 @@ fn a_program_that_is_missing_is_named() {
         let fabric = daemon.start();
         // Nothing wanted: nothing missed.
         fabric.sync(&[]).await.unwrap();
-        let missing = |result: Result<(), NetError>| match result {
-            Err(NetError::Missing { program, .. }) => program,
+        let missing = |result: Result<(), SyncError>| match result {
+            Err(SyncError { error: NetError::Missing { program, .. }, .. }) => program,
             other => panic!("{other:?}"),
         };
         assert_eq!(missing(fabric.sync(&[network(1)]).await), "nft");

@@ -3,6 +3,11 @@
 mod crash;
 mod guard;
 mod host;
+mod moves;
 mod packet;
+mod scale;
 mod serve;
 mod server;
+mod servers;
+mod span;
+mod underlay;

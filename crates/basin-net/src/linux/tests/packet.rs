@@ -88,7 +88,7 @@ impl Guest {
         assert_eq!((&self.tap).write(&whole).unwrap(), whole.len());
     }
 
-    fn receive(&self, within: Duration) -> Option<Vec<u8>> {
+    pub fn receive(&self, within: Duration) -> Option<Vec<u8>> {
         let mut watched = [PollFd::new(self.tap.as_fd(), PollFlags::POLLIN)];
         let wait = PollTimeout::try_from(within).unwrap();
         if poll(&mut watched, wait).unwrap() == 0 {
@@ -148,6 +148,51 @@ impl Guest {
         self.send(&self.arp(self.mac, self.address, self.address));
     }
 
+    /// Answers whoever asks who has the guest's address.
+    pub fn answer_arp(&self) {
+        let asker = self.hears(|f| {
+            let asks = f.get(12..14)? == [8, 6] && f.get(20..22)? == [0, 1];
+            let mine = f.get(38..42)? == self.address.octets();
+            (asks && mine).then(|| f[22..32].to_vec())
+        });
+        let to = MacAddr(asker[..6].try_into().unwrap());
+        let mut body = vec![0, 1, 8, 0, 6, 4, 0, 2];
+        body.extend(self.mac.0);
+        body.extend(self.address.octets());
+        body.extend(asker);
+        self.send(&ethernet(to, self.mac, 0x0806, &body));
+    }
+
+    /// What QEMU sends from a machine's new place (RARP, from its own MAC to all).
+    pub fn arrive(&self) {
+        let mut body = vec![0, 1, 8, 0, 6, 4, 0, 3];
+        body.extend(self.mac.0);
+        body.extend([0; 4]);
+        body.extend(self.mac.0);
+        body.extend([0; 4]);
+        body.resize(46, 0);
+        self.send(&ethernet(BROADCAST, self.mac, 0x8035, &body));
+    }
+
+    /// A datagram straight to another guest of the network.
+    pub fn tell(&self, to: &Guest, text: &[u8]) {
+        self.send_ip(to.mac, to.address, 17, &udp(1000, 2000, text));
+    }
+
+    /// Waits for a datagram with this text.
+    pub fn is_told(&self, text: &[u8]) {
+        self.hears(|f| told(f, text));
+    }
+
+    pub fn is_not_told(&self, text: &[u8]) {
+        self.hears_nothing(|f| told(f, text));
+    }
+
+    /// Forgets all frames that wait.
+    pub fn drain(&self) {
+        while self.receive(Duration::ZERO).is_some() {}
+    }
+
     pub fn dhcp(&self, kind: u8, requested: Option<Ipv4Addr>) {
         let mut body = vec![0u8; 236];
         body[0] = 1;
@@ -156,7 +201,7 @@ impl Guest {
         body[4..8].copy_from_slice(&[1, 2, 3, 4]);
         body[10] = 0x80; // answer by broadcast
         body[28..34].copy_from_slice(&self.mac.0);
-        body.extend([99, 130, 83, 99, 53, 1, kind, 55, 4, 1, 3, 6, 15]);
+        body.extend([99, 130, 83, 99, 53, 1, kind, 55, 5, 1, 3, 6, 15, 26]);
         if let Some(address) = requested {
             body.extend([54, 4]);
             body.extend(self.gateway.octets());
@@ -170,6 +215,10 @@ impl Guest {
 
     /// Discover, offer, request, acknowledgement; the address that was given.
     pub fn acquire(&self) -> Ipv4Addr {
+        self.bind().address
+    }
+
+    pub fn bind(&self) -> DhcpReply {
         self.dhcp(1, None);
         let offer = self.hears(|f| dhcp_reply(f, 2));
         self.dhcp(3, Some(offer.address));
@@ -177,7 +226,7 @@ impl Guest {
         assert_eq!(ack.address, offer.address);
         assert_eq!(ack.option(3), Some(&self.gateway.octets()[..]), "router");
         assert_eq!(ack.option(6), Some(&self.gateway.octets()[..]), "DNS");
-        ack.address
+        ack
     }
 
     /// Asks the gateway a question; the answer's data of the first record.
@@ -207,6 +256,10 @@ impl Guest {
     }
 }
 
+fn told(frame: &[u8], text: &[u8]) -> Option<()> {
+    (udp_payload(frame)? == (1000, text)).then_some(())
+}
+
 /// Source port and payload of a UDP datagram.
 pub fn udp_payload(frame: &[u8]) -> Option<(u16, &[u8])> {
     let good = frame.get(12..14)? == [8, 0] && *frame.get(23)? == 17;
@@ -227,7 +280,7 @@ pub struct DhcpReply {
 }
 
 impl DhcpReply {
-    fn option(&self, wanted: u8) -> Option<&[u8]> {
+    pub fn option(&self, wanted: u8) -> Option<&[u8]> {
         let mut rest = &self.options[..];
         while let [kind, length, tail @ ..] = rest {
             let (data, after) = tail.split_at_checked(usize::from(*length))?;

@@ -21,25 +21,31 @@ const OUTSIDE: &str = "BASIN_NET_OUTSIDE";
 
 /// Runs the test called `name` again, inside a fresh namespace, and there `body`.
 pub fn in_namespace<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
+    inside(name, &["srv", "out"], || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(body());
+    });
+}
+
+/// The same with as many namespaces as there are `kinds`; the test is in the first.
+pub fn inside(name: &str, kinds: &[&str], body: impl FnOnce()) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         sh("ip link set lo up");
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        return runtime.block_on(body());
+        return body();
     }
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let namespaces =
-        Namespaces(["srv", "out"].map(|kind| format!("bnt-{}-{count}-{kind}", std::process::id())));
+    let named = |kind: &&str| format!("bnt-{}-{count}-{kind}", std::process::id());
+    let namespaces = Namespaces(kinds.iter().map(named).collect());
     for namespace in &namespaces.0 {
         sh(&format!("ip netns add {namespace}"));
     }
-    let [server, outside] = &namespaces.0;
     let status = Command::new("ip")
-        .args(["netns", "exec", server])
+        .args(["netns", "exec", &namespaces.0[0]])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, name)
-        .env(OUTSIDE, outside)
+        .env(OUTSIDE, namespaces.0[1..].join(" "))
         .output()
         .unwrap();
     drop(namespaces);
@@ -50,7 +56,12 @@ pub fn in_namespace<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F
     assert!(text.contains("1 passed"), "{text}\n{}", String::from_utf8_lossy(&status.stderr));
 }
 
-struct Namespaces([String; 2]);
+/// The other namespaces of this test.
+pub fn others() -> Vec<String> {
+    std::env::var(OUTSIDE).unwrap().split(' ').map(str::to_owned).collect()
+}
+
+struct Namespaces(Vec<String>);
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
@@ -81,7 +92,7 @@ pub const UPLINK: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 /// Connects the server to the world by `up0`, its default route.
 pub fn uplink() {
-    let outside = std::env::var(OUTSIDE).unwrap();
+    let outside = &others()[0];
     sh(&format!(
         "ip link add up0 type veth peer name out0 netns {outside} && \
          ip addr add {UPLINK}/24 dev up0 && ip link set up0 up && \
@@ -92,7 +103,7 @@ pub fn uplink() {
 
 /// Runs a command in the world.
 pub fn outside(command: &str) {
-    sh(&format!("ip netns exec {} {command}", std::env::var(OUTSIDE).unwrap()));
+    sh(&format!("ip netns exec {} {command}", others()[0]));
 }
 
 /// A daemon's directories; the fabric can be made anew on them.
@@ -157,6 +168,7 @@ pub fn network(third: u8) -> NetworkSpec {
         gateway: Ipv4Addr::new(10, 77, third, 1),
         domain: "vm.test".into(),
         leases: vec![],
+        overlay: None,
     }
 }
 
@@ -167,8 +179,13 @@ pub fn mac(last: u8) -> MacAddr {
 /// Adds a lease `vmN` of the N-th address.
 pub fn lease(network: &mut NetworkSpec, last: u8) -> Lease {
     let [a, b, c, _] = network.gateway.octets();
-    let lease =
-        Lease { mac: mac(last), address: Ipv4Addr::new(a, b, c, last), name: format!("vm{last}") };
+    let lease = Lease {
+        mac: mac(last),
+        address: Ipv4Addr::new(a, b, c, last),
+        name: format!("vm{last}"),
+        at: None,
+        to: None,
+    };
     network.leases.push(lease.clone());
     lease
 }

@@ -47,6 +47,7 @@ pub(super) fn a_vm(power: Power, epoch: u64) -> Vm {
         },
         run: Run { power, epoch, resets: 0 },
         placement: Some(Placement { host: HERE, generation: Generation(1) }),
+        hardware: None,
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use basin_model::hardware::MachineVersion;
 use basin_model::vm::{CpuModel, Machine};
 use basin_model::{Bytes, Generation, Vcpus, VmId};
 
 use super::{Accelerator, Fds, Inputs, TapFds, arguments};
 use crate::engine::{BootSpec, CdromSpec, DiskSpec, MachineSpec, NicSpec};
+use crate::hardware::{Flash, Hardware};
 
 fn spec(machine: Machine, boot: BootSpec, disks: usize, nics: usize, cdroms: usize) -> MachineSpec {
     MachineSpec {
@@ -17,6 +19,7 @@ fn spec(machine: Machine, boot: BootSpec, disks: usize, nics: usize, cdroms: usi
         memory: Bytes::mib(512),
         cpu_model: CpuModel::Auto,
         machine,
+        machine_version: None,
         boot,
         disks: (0..disks)
             .map(|n| DiskSpec { socket: format!("/run/b/{n}.sock").into(), queues: 2 })
@@ -38,6 +41,19 @@ fn uefi() -> BootSpec {
 }
 
 fn line(spec: &MachineSpec, accelerator: Accelerator, vhost: bool) -> Result<String, String> {
+    let newest = MachineVersion { major: 7, minor: 2 };
+    let flash = Some(Flash { code: Bytes::kib(3653), vars: Bytes::kib(528) });
+    let hardware = Hardware::choose(spec, accelerator.as_str(), newest, flash);
+    line_of(spec, &hardware, accelerator, vhost, false)
+}
+
+fn line_of(
+    spec: &MachineSpec,
+    hardware: &Hardware,
+    accelerator: Accelerator,
+    vhost: bool,
+    incoming: bool,
+) -> Result<String, String> {
     let has_kernel = matches!(spec.boot, BootSpec::Kernel { .. });
     let fds = Fds {
         qmp: 10,
@@ -53,7 +69,8 @@ fn line(spec: &MachineSpec, accelerator: Accelerator, vhost: bool) -> Result<Str
             .collect(),
     };
     let uefi_code = Some(PathBuf::from("/usr/share/OVMF/OVMF_CODE_4M.fd"));
-    let inputs = Inputs { spec, accelerator, tsc_khz: Some(2_600_000), uefi_code, fds: &fds };
+    let tsc_khz = Some(2_600_000);
+    let inputs = Inputs { spec, hardware, incoming, accelerator, tsc_khz, uefi_code, fds: &fds };
     let mut text = String::new();
     for arg in arguments(&inputs)? {
         text.push_str(if arg.starts_with('-') && !text.is_empty() { "\n" } else { " " });
@@ -86,6 +103,10 @@ fn command_lines() {
     let mut named = spec(Q35, BootSpec::Bios, 0, 0, 0);
     named.cpu_model = CpuModel::Named("EPYC-v3".to_owned());
     check("q35-named-cpu", &named, Tcg, false);
+    let mut fixed = spec(Q35, BootSpec::Bios, 1, 0, 0);
+    fixed.cpu_model = CpuModel::Named("Skylake-Server-v5".to_owned());
+    fixed.machine_version = Some(MachineVersion::new(7, 2));
+    check("q35-fixed", &fixed, Kvm, false);
 }
 
 #[test]
@@ -137,4 +158,23 @@ fn no_two_devices_share_a_place() {
             assert!(place.is_none_or(|place| seen.insert(place.to_owned())), "{line}");
         }
     }
+}
+
+#[test]
+fn a_target_is_its_source_and_waits() {
+    let spec = spec(Machine::Q35, uefi(), 1, 1, 1);
+    let older = MachineVersion { major: 7, minor: 2 };
+    let flash = Some(Flash { code: Bytes::kib(3653), vars: Bytes::kib(528) });
+    let mut hardware = Hardware::choose(&spec, "tcg", older, flash);
+    let line =
+        |hardware: &Hardware, incoming| line_of(&spec, hardware, Accelerator::Tcg, true, incoming);
+    let source = line(&hardware, false).unwrap();
+    let target = line(&hardware, true).unwrap();
+    assert_eq!(target, source + "-incoming defer\n");
+    // Of an older Basin, which did not choose the memory's size.
+    (hardware.ram, hardware.described) = (spec.memory, true);
+    let target = line(&hardware, true).unwrap();
+    assert!(target.contains("-m size=536870912B") && !target.contains("vmdesc"), "{target}");
+    hardware.machine = "pc-q35-7.2,kernel-irqchip=off".to_owned();
+    assert!(line(&hardware, true).unwrap_err().contains("no names"));
 }

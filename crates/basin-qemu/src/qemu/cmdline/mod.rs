@@ -14,10 +14,10 @@ mod golden_tests;
 
 use std::path::PathBuf;
 
-use basin_model::Vcpus;
-use basin_model::vm::{CpuModel, Machine};
+use basin_model::vm::Machine;
 
 use crate::engine::{BootSpec, MachineSpec};
+use crate::hardware::Hardware;
 use args::{Args, Opts};
 pub use place::{MAX_DISKS, MAX_NICS};
 
@@ -65,6 +65,9 @@ pub struct TapFds {
 #[derive(Debug)]
 pub struct Inputs<'a> {
     pub spec: &'a MachineSpec,
+    pub hardware: &'a Hardware,
+    /// The guest comes from another QEMU.
+    pub incoming: bool,
     pub accelerator: Accelerator,
     /// Ticks of the time stamp counter in a millisecond, for guests under emulation.
     pub tsc_khz: Option<u32>,
@@ -85,6 +88,10 @@ pub fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, String> {
     devices::disks(&mut args, inputs);
     devices::cdroms(&mut args, inputs);
     devices::nics(&mut args, inputs);
+    if inputs.incoming {
+        // Listens when it is told to, with its key.
+        args.raw("-incoming", "defer");
+    }
     Ok(args.into_vec())
 }
 
@@ -94,11 +101,11 @@ fn refuse(inputs: &Inputs<'_>) -> Result<(), String> {
         return Err("a microvm boots a kernel directly: give it one, or use q35".to_owned());
     }
     place::fits(spec)?;
-    if let CpuModel::Named(name) = &spec.cpu_model
-        && !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    {
+    let name = &inputs.hardware.cpu;
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
         return Err(format!("'{name}' is not the name of a CPU model"));
     }
+    inputs.hardware.fits(spec)?;
     let (taps, nics) = (inputs.fds.taps.len(), spec.nics.len());
     if taps != nics {
         return Err(format!("{taps} taps were given for {nics} network interfaces"));
@@ -126,12 +133,14 @@ fn process(args: &mut Args, inputs: &Inputs<'_>) {
 /// CPU, memory and chipset.
 fn machine(args: &mut Args, inputs: &Inputs<'_>) {
     let spec = inputs.spec;
+    let hardware = inputs.hardware;
+    let machine = Opts::new(&hardware.machine);
     let machine = match spec.machine {
         // graphics=off brings the firmware's output to the serial line.
-        Machine::Q35 => Opts::new("q35").kv("vmport", "off").kv("graphics", "off"),
+        Machine::Q35 => machine.kv("vmport", "off").kv("graphics", "off"),
         // acpi: virtio-mmio devices are found without a kernel parameter, and the guest
         // can be powered off. pit and pic are legacy no ACPI kernel needs.
-        Machine::Microvm => Opts::new("microvm")
+        Machine::Microvm => machine
             .kv("acpi", "on")
             .kv("rtc", "on")
             .kv("pit", "off")
@@ -140,11 +149,15 @@ fn machine(args: &mut Args, inputs: &Inputs<'_>) {
             .kv("isa-serial", "on")
             .kv("auto-kernel-cmdline", "on"),
     };
-    args.opts("-machine", machine.kv("memory-backend", "ram").kv("dump-guest-core", "off"));
+    let machine = machine.kv("memory-backend", "ram").kv("dump-guest-core", "off");
+    // The last byte of a migration is then the one that lets the target run the guest: a
+    // source that fails before it has sent that byte knows that the guest is its own.
+    let machine = if hardware.described { machine } else { machine.kv("suppress-vmdesc", "on") };
+    args.opts("-machine", machine);
     args.raw("-accel", accelerator(inputs.accelerator));
-    args.raw("-cpu", cpu_model(&spec.cpu_model, inputs.accelerator));
-    args.raw("-smp", processors(spec.vcpus, inputs.accelerator));
-    let size = format!("{}B", spec.memory.get());
+    args.raw("-cpu", &hardware.cpu);
+    args.raw("-smp", format!("cpus={},maxcpus={}", spec.vcpus, hardware.max_vcpus));
+    let size = format!("{}B", hardware.ram.get());
     args.opts("-m", Opts::of("size", &size));
     // Shared: blockd maps the guest's memory to serve its disks.
     let ram = Opts::new("memory-backend-memfd").kv("id", "ram").kv("size", &size);
@@ -163,32 +176,12 @@ fn machine(args: &mut Args, inputs: &Inputs<'_>) {
     }
 }
 
-/// Room for a second vCPU under emulation: QEMU 7.2 leaves out a guest's memory barriers
-/// where there can never be more than one, although its own threads and blockd run beside
-/// that one. Then virtio notifications get lost, and a device stands still for ever.
-fn processors(Vcpus(vcpus): Vcpus, accelerator: Accelerator) -> String {
-    let most = match accelerator {
-        Accelerator::Kvm => vcpus,
-        Accelerator::Tcg => vcpus.max(2),
-    };
-    format!("cpus={vcpus},maxcpus={most}")
-}
-
 /// Translated code is kept in at most 256 MiB: QEMU's own default is 1 GiB beside the
 /// guest's memory, and a guest boots no faster with it (placement counts on this).
 fn accelerator(accelerator: Accelerator) -> &'static str {
     match accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "tcg,tb-size=256",
-    }
-}
-
-/// The CPU the guest sees (decision 0022).
-pub fn cpu_model(wanted: &CpuModel, accelerator: Accelerator) -> &str {
-    match (wanted, accelerator) {
-        (CpuModel::Named(name), _) => name,
-        (CpuModel::Auto, Accelerator::Kvm) => "host",
-        (CpuModel::Auto, Accelerator::Tcg) => "Nehalem",
     }
 }
 

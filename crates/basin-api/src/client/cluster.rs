@@ -1,0 +1,84 @@
+//! What can be done with the cluster only.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde::de::IgnoredAny;
+
+use super::{Client, ClientError, Resource};
+use crate::cluster::{
+    AttemptBegun, Cluster, ClusterCreate, ClusterJoin, DrainRequest, JoinTokenCreate,
+    JoinTokenCreated, Mode,
+};
+use crate::host::Host;
+
+/// A server that turns into one of a cluster is away for some seconds.
+const FORMED_WITHIN: Duration = Duration::from_secs(120);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+impl Client {
+    pub async fn cluster(&self) -> Result<Cluster, ClientError> {
+        self.json(self.request(Method::GET, &["cluster"])?).await
+    }
+
+    /// Makes the server the first of a cluster, and waits until it is.
+    pub async fn form_cluster(&self, create: &ClusterCreate) -> Result<Cluster, ClientError> {
+        let begun: AttemptBegun =
+            self.json(self.request(Method::POST, &["cluster"])?.json(create)).await?;
+        self.until_in_cluster(&begun.attempt).await
+    }
+
+    /// Has the server join a cluster, and waits until it did.
+    pub async fn join_cluster(&self, join: &ClusterJoin) -> Result<Cluster, ClientError> {
+        let begun: AttemptBegun =
+            self.json(self.request(Method::POST, &["cluster", "join"])?.json(join)).await?;
+        self.until_in_cluster(&begun.attempt).await
+    }
+
+    async fn until_in_cluster(&self, attempt: &str) -> Result<Cluster, ClientError> {
+        let asked = tokio::time::Instant::now();
+        loop {
+            match self.cluster().await {
+                Ok(cluster) if cluster.mode == Mode::Cluster => return Ok(cluster),
+                Ok(cluster) => {
+                    if let Some(problem) = cluster.failure_of(attempt) {
+                        return Err(ClientError::Problem(Box::new(problem)));
+                    }
+                }
+                Err(error) if !error.is_transient() => return Err(error),
+                Err(error) if asked.elapsed() > FORMED_WITHIN => return Err(error),
+                Err(_) => {}
+            }
+            if asked.elapsed() > FORMED_WITHIN {
+                let detail = "the server has not become one of the cluster within two minutes";
+                return Err(ClientError::local(detail, "see its log"));
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    pub async fn create_join_token(
+        &self,
+        create: &JoinTokenCreate,
+    ) -> Result<JoinTokenCreated, ClientError> {
+        self.json(self.request(Method::POST, &["cluster", "join-tokens"])?.json(create)).await
+    }
+
+    /// Empties the server of running VMs, and keeps it empty.
+    pub async fn drain_host(&self, host: &str, how: &DrainRequest) -> Result<Host, ClientError> {
+        self.json(self.request(Method::POST, &[Host::PATH, host, "drain"])?.json(how)).await
+    }
+
+    pub async fn undrain_host(&self, host: &str) -> Result<Host, ClientError> {
+        self.json(self.request(Method::DELETE, &[Host::PATH, host, "drain"])?).await
+    }
+
+    /// Shuts the server out of the cluster for good. `dead` says that it is not to be
+    /// asked, because it never comes back.
+    pub async fn remove_host(&self, host: &str, dead: bool) -> Result<(), ClientError> {
+        let query = dead.then_some(("dead", true));
+        let request =
+            self.request(Method::DELETE, &[Host::PATH, host])?.query(&Vec::from_iter(query));
+        self.json::<IgnoredAny>(request).await.map(drop)
+    }
+}

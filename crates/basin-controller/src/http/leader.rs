@@ -1,0 +1,125 @@
+//! Which server answers: whoever is asked answers questions from what it knows, and
+//! says how old that is; changes are the leader's, to whom they are passed on.
+
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use basin_model::HostId;
+use basin_store::Revision;
+
+use super::forward::{forward, forwarded_by};
+use super::{ApiError, Context};
+use crate::app::auth::Actor;
+use crate::app::problems;
+use crate::cluster::leader::Lead;
+
+/// In answers: what was changed is known from this revision of the store on.
+pub const REVISION: HeaderName = HeaderName::from_static("basin-revision");
+/// In answers of a server that does not reach the store: how old they may be, in seconds.
+pub const AGE: HeaderName = HeaderName::from_static("basin-state-age");
+
+/// A leader is found in this time, or there is none now.
+const LED_WITHIN: Duration = Duration::from_secs(8);
+/// The change was made; the server that was asked is to know of it when it answers.
+const SEEN_WITHIN: Duration = Duration::from_secs(3);
+
+/// The server that somebody asked first: what a path or a datastore without a server is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked(pub HostId);
+
+pub async fn to_leader(
+    State(context): State<Context>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let local = context.app.nodes().local();
+    let asked = forwarded_by(&request).unwrap_or(local);
+    request.extensions_mut().insert(Asked(asked));
+    if !is_for_leader(request.method(), request.uri().path()) {
+        let mut answer = next.run(request).await;
+        say_age(&context, &mut answer);
+        return answer;
+    }
+    let reads = request.method() == Method::GET;
+    match context.app.leadership.settled(LED_WITHIN).await {
+        Lead::Alone => next.run(request).await,
+        Lead::Me(_) => {
+            let mut answer = next.run(request).await;
+            let revision = context.app.inventory().read().revision;
+            if let Ok(value) = HeaderValue::from_str(&revision.0.to_string()) {
+                answer.headers_mut().insert(REVISION, value);
+            }
+            answer
+        }
+        Lead::Other(host) => {
+            let actor = request.extensions().get::<Actor>().cloned();
+            let (Some(actor), Ok(peer)) = (actor, context.app.nodes().peer(host)) else {
+                return ApiError(problems::no_leader()).into_response();
+            };
+            let answer = forward(request, &peer, &actor, local).await;
+            see(&context, revision_of(&answer)).await;
+            answer
+        }
+        Lead::Nobody if reads => {
+            let mut answer = next.run(request).await;
+            say_age(&context, &mut answer);
+            answer
+        }
+        Lead::Nobody => ApiError(problems::no_leader()).into_response(),
+    }
+}
+
+/// Whoever changes something here reads it here, next.
+async fn see(context: &Context, revision: Option<u64>) {
+    if let Some(revision) = revision {
+        let seen = context.app.inventory().at_least(Revision(revision));
+        let _ = tokio::time::timeout(SEEN_WITHIN, seen).await;
+    }
+}
+
+fn revision_of(answer: &Response) -> Option<u64> {
+    answer.headers().get(REVISION).and_then(|v| v.to_str().ok()?.parse().ok())
+}
+
+/// Pure. Whether the leader is to answer: it changes something, or is about tasks, whose
+/// progress only their driver knows.
+fn is_for_leader(method: &Method, path: &str) -> bool {
+    let own = ["/v1/cluster", "/v1/cluster/join"].contains(&path);
+    let reads = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let tasks = path == "/v1/tasks" || path.starts_with("/v1/tasks/");
+    !own && (!reads || tasks)
+}
+
+fn say_age(context: &Context, answer: &mut Response) {
+    let Some(contact) = context.app.seat.contact() else { return };
+    if contact.lost.is_none() {
+        return;
+    }
+    let seconds = contact.age.as_secs().to_string();
+    if let Ok(value) = HeaderValue::from_str(&seconds) {
+        answer.headers_mut().insert(AGE, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_and_tasks_are_the_leaders() {
+        let check = |method: Method, path: &str, expect: bool| {
+            assert_eq!(is_for_leader(&method, path), expect, "{method} {path}");
+        };
+        check(Method::GET, "/v1/vms", false);
+        check(Method::POST, "/v1/vms", true);
+        check(Method::GET, "/v1/tasks", true);
+        check(Method::GET, "/v1/tasks/x", true);
+        check(Method::POST, "/v1/cluster", false);
+        check(Method::POST, "/v1/cluster/join", false);
+        check(Method::POST, "/v1/cluster/join-tokens", true);
+        check(Method::GET, "/v1/vms/a/console", false);
+    }
+}

@@ -1,0 +1,233 @@
+//! The first server of a cluster: what a single server's SQLite holds moves into etcd.
+//!
+//! ```text
+//! prepare   while the daemon serves: CA, certificates and settings into cluster.next
+//! move_in   at the next start, with nobody writing: a first member of etcd is started
+//!           in cluster.next, everything copied into it, checked, and the member ended
+//! enter     cluster.next becomes cluster (`attempt::enter`): from here on it counts
+//! ```
+//!
+//! Cut off anywhere before the last step, the server is single as before.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use basin_model::cluster::{Authority, ClusterRecord, ExternalEtcd, Issued, StoreMember};
+use basin_model::host::Host;
+use basin_model::task::Problem;
+use basin_model::{HostId, Name, keys};
+use basin_store::records::TxnBuilder;
+use basin_store::{EtcdStore, Store, StoreError, copy_all, records};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::attempt::{self, Intent};
+use super::config::{etcd_url, external_options};
+use super::{Beginning, ClusterConfig, ClusterDir, ETCD_CLIENT_PORT, ETCD_PEER_PORT, StoreConfig};
+use crate::etcd::EtcdMember;
+use crate::files;
+use crate::pki::{ClusterCa, Material, PkiError, Subject, request};
+use crate::problem::problem;
+
+/// How long a new etcd has to come up.
+const UP_WITHIN: Duration = Duration::from_secs(40);
+
+/// What the operator wants.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub host: HostId,
+    pub name: Name,
+    pub advertise: IpAddr,
+    pub api_port: u16,
+    pub external: Option<ExternalEtcd>,
+}
+
+/// Makes everything that can be made while the daemon serves. With the intent noted,
+/// the next start goes on.
+pub fn prepare(next: &ClusterDir, found: &Found, attempt: Uuid) -> Result<(), Problem> {
+    let now = Timestamp::now();
+    attempt::discard(next).map_err(|e| unwritable(next, &e))?;
+    let ca = ClusterCa::create("Basin cluster", now).map_err(|e| unmade(&e))?;
+    let subject =
+        Subject { host: found.host, name: found.name.clone(), addresses: vec![found.advertise] };
+    let (key, csr) = request(&subject).map_err(|e| unmade(&e))?;
+    let chain = ca.sign(&csr, &subject, now).map_err(|e| unmade(&e))?;
+    let material = Material::parse(&chain, &key, &ca.certificate_pem()).map_err(|e| unmade(&e))?;
+    let cluster = Uuid::now_v7();
+    let store = match &found.external {
+        Some(external) => StoreConfig::External(external.clone()),
+        None => StoreConfig::Own {
+            endpoints: vec![etcd_url(found.advertise, ETCD_CLIENT_PORT)],
+            member: Some(Beginning::New { token: cluster.to_string() }),
+        },
+    };
+    let (advertise, api_port) = (found.advertise, found.api_port);
+    let config = ClusterConfig { cluster, advertise, api_port, store };
+    next.tls().store(&material).map_err(|e| unmade(&e))?;
+    let list = ca.revocations(&[], 1, now).map_err(|e| unmade(&e))?;
+    let write = || {
+        files::write(&next.revoked(), list.as_bytes(), 0o600, None)?;
+        next.store(&config)?;
+        // The CA's key is here only until the store has it.
+        let authority = Authority { certificate: ca.certificate_pem(), key: ca.key_pem() };
+        let text = serde_json::to_vec(&authority).map_err(std::io::Error::other)?;
+        files::write(&next.path().join("authority.json"), &text, 0o600, None)?;
+        attempt::intend(next, &Intent::Found { attempt })
+    };
+    write().map_err(|e| unwritable(next, &e))
+}
+
+/// Moves the single server's records in. Nobody may write to `from` meanwhile.
+pub async fn move_in(
+    next: &ClusterDir,
+    host: HostId,
+    from: &dyn Store,
+    stop: &CancellationToken,
+) -> Result<(), Problem> {
+    let unreadable = |e: &dyn std::fmt::Display| {
+        let advice = "form the cluster anew ('basin init')";
+        problem("cluster-unfinished", format!("{}: {e}", next.path().display()), advice)
+    };
+    let config = next.load().map_err(|e| unreadable(&e))?.ok_or_else(|| unreadable(&"empty"))?;
+    let material = next.tls().load().map_err(|e| unreadable(&e))?;
+    let material = material.ok_or_else(|| unreadable(&"no certificate"))?;
+    let authority = next.path().join("authority.json");
+    let kept: Authority = std::fs::read(&authority)
+        .map_err(|e| unreadable(&e))
+        .and_then(|text| serde_json::from_slice(&text).map_err(|e| unreadable(&e)))?;
+    let member = match config.member(host, next) {
+        None => None,
+        Some(member) => {
+            // What an attempt left that was cut off is of no use.
+            match std::fs::remove_dir_all(next.etcd()) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unreadable(&e)),
+                _ => {}
+            }
+            Some(EtcdMember::start(member, None, stop).await)
+        }
+    };
+    let options = config.etcd_options(&material);
+    let moved = async {
+        let to = EtcdStore::connect(&options).map_err(|e| store(&e))?;
+        wait_until_up(&to, member.as_ref()).await?;
+        refuse_strangers(&to, &config).await?;
+        copy_all(from, &to, &|_| true).await.map_err(|e| store(&e))?;
+        settle(&to, &config, host, &material, &kept).await
+    };
+    let moved = moved.await;
+    if let Some(member) = member {
+        member.shut_down().await?;
+    }
+    moved?;
+    std::fs::remove_file(&authority).map_err(|e| unreadable(&e))
+}
+
+/// An etcd of somebody else's may hold another cluster of Basin.
+async fn refuse_strangers(to: &dyn Store, config: &ClusterConfig) -> Result<(), Problem> {
+    let there = records::get::<ClusterRecord>(to, &keys::cluster()).await.map_err(|e| store(&e))?;
+    match there {
+        Some(there) if there.value.id != config.cluster => Err(problem(
+            "etcd-in-use",
+            format!("that etcd holds the state of another cluster of Basin ({})", there.value.id),
+            "join that cluster ('basin join'), or name another etcd",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What only a cluster has.
+async fn settle(
+    to: &dyn Store,
+    config: &ClusterConfig,
+    host: HostId,
+    material: &Material,
+    authority: &Authority,
+) -> Result<(), Problem> {
+    let now = Timestamp::now();
+    let failed = |e: StoreError| store(&e);
+    let external_etcd = match &config.store {
+        StoreConfig::External(external) => Some(external.clone()),
+        StoreConfig::Own { .. } => None,
+    };
+    let record = ClusterRecord { id: config.cluster, formed_at: now, external_etcd };
+    let own = records::get::<Host>(to, &keys::host(host)).await.map_err(failed)?;
+    let own = own.ok_or_else(|| {
+        let advice = "restart the daemon, then try again";
+        problem("cluster-unfinished", "this server's own record is missing".to_owned(), advice)
+    })?;
+    let new = Host {
+        address: Some(config.advertise),
+        api_port: Some(config.api_port),
+        ..own.value.clone()
+    };
+    let issued = Issued {
+        host,
+        serial: material.facts().serial.clone(),
+        expires_at: material.facts().not_after,
+    };
+    let mut txn = TxnBuilder::new()
+        .put(keys::cluster(), &record)
+        .put(keys::authority(), authority)
+        .put(keys::issued(&issued.serial), &issued)
+        .replace(&own, &new);
+    if matches!(config.store, StoreConfig::Own { .. }) {
+        let member = StoreMember {
+            host,
+            client_url: etcd_url(config.advertise, ETCD_CLIENT_PORT),
+            peer_url: etcd_url(config.advertise, ETCD_PEER_PORT),
+            others: Vec::new(),
+            since: now,
+        };
+        txn = txn.put(keys::store_member(host), &member);
+    }
+    txn.commit(to).await.map(drop).map_err(|e| {
+        let advice = "try again; nothing has changed on this server";
+        problem("cluster-unfinished", format!("the store refused: {e}"), advice)
+    })
+}
+
+async fn wait_until_up(to: &EtcdStore, member: Option<&EtcdMember>) -> Result<(), Problem> {
+    let began = Instant::now();
+    loop {
+        match to.get(&keys::cluster()).await {
+            Ok(_) => return Ok(()),
+            Err(error) if began.elapsed() > UP_WITHIN => {
+                let said = member.and_then(|m| m.state().borrow().problem.clone());
+                return Err(said.unwrap_or_else(|| store(&error)));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Whether this server can run etcd at all, before anything is begun.
+pub fn etcd_is_there() -> Result<(), Problem> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join("etcd").is_file()) {
+        return Ok(());
+    }
+    let advice = "install it (apt install etcd-server; Basin runs it, so disable its own service)";
+    Err(problem("program-missing", "etcd is not installed here".to_owned(), advice))
+}
+
+/// Whether an etcd of somebody else's can be used, before anything is begun.
+pub async fn try_external(external: &ExternalEtcd) -> Result<(), Problem> {
+    let to = EtcdStore::connect(&external_options(external)).map_err(|e| store(&e))?;
+    to.get(&keys::cluster()).await.map(drop).map_err(|e| store(&e))
+}
+
+fn store(error: &StoreError) -> Problem {
+    let advice = "see that etcd runs and is reached (etcd.log in the cluster's directory, where \
+                  Basin runs it); nothing has changed on this server";
+    problem("store-unavailable", error.to_string(), advice)
+}
+
+fn unmade(error: &PkiError) -> Problem {
+    problem("certificate", error.to_string(), "see the daemon's log")
+}
+
+fn unwritable(next: &ClusterDir, error: &std::io::Error) -> Problem {
+    let detail = format!("cannot write to {}: {error}", next.path().display());
+    problem("state-unwritable", detail, "check the state directory's file system")
+}

@@ -1,0 +1,25 @@
+//! A server as a part of a cluster: what it keeps about that in its state directory,
+//! and how it becomes one.
+//!
+//! - [`ClusterConfig`]: `STATE/cluster/cluster.json`. That `STATE/cluster` is there at
+//!   all makes the server one of a cluster: it appears by a rename, whole.
+//! - [`found`]: the first server's state enters etcd (`basin init`).
+//! - [`join`]: another cluster is asked to take this server in (`basin join`).
+//! - [`attempt`]: what was begun and not finished, and how the last attempt ended.
+//! - [`follow`]: runs an etcd member where the store says so, and follows where the
+//!   others are.
+//! - [`wire`]: what a joining server and the cluster say to each other.
+
+pub mod attempt;
+mod config;
+pub mod follow;
+pub mod found;
+pub mod join;
+pub mod leave;
+pub mod wire;
+
+pub use config::{Beginning, ClusterConfig, ClusterDir, StoreConfig};
+
+/// Where a member of etcd answers clients, and other members.
+pub const ETCD_CLIENT_PORT: u16 = 2379;
+pub const ETCD_PEER_PORT: u16 = 2380;

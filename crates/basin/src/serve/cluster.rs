@@ -1,0 +1,254 @@
+//! What only a server of a cluster has and does: trust in the others, election, a
+//! sign of life, care for etcd and for its own certificate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use basin_controller::app::App;
+use basin_controller::app::inventory::Inventory;
+use basin_controller::cluster::leader::{self, Leadership};
+use basin_controller::cluster::voters::Voters;
+use basin_controller::cluster::{alive, duty};
+use basin_model::cluster::RemovedHost;
+use basin_model::host::Host;
+use basin_model::task::Problem;
+use basin_model::{HostId, keys};
+use basin_node::cluster::follow::Follower;
+use basin_node::cluster::leave;
+use basin_node::etcd::plan::Rules;
+use basin_node::pki::{Credentials, Sign, Subject, keep_renewed};
+use basin_node::remote::{Peers, RemoteNode};
+use basin_node::{Alone, LocalNode, NodeApi};
+use basin_store::{EtcdStore, Store, records};
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::ServeArgs;
+use super::state::MemberParts;
+
+/// A server of a cluster, before it serves.
+pub struct Member {
+    pub credentials: Credentials,
+    pub peers: Peers,
+    pub store: Arc<EtcdStore>,
+    host: HostId,
+    parts: MemberParts,
+    tasks: TaskTracker,
+}
+
+impl Member {
+    pub fn new(parts: MemberParts, host: HostId, inventory: &Inventory) -> anyhow::Result<Member> {
+        let known = inventory.clone();
+        let admit = Arc::new(move |host: HostId| known.read().hosts.contains_key(&host));
+        let credentials = Credentials::new(parts.material.clone(), admit)
+            .context("this server's certificate cannot be used")?;
+        let peers = Peers::new(credentials.clone());
+        let (store, tasks) = (parts.store.clone(), TaskTracker::new());
+        Ok(Member { credentials, peers, store, host, parts, tasks })
+    }
+
+    /// Stands for election from now on.
+    pub fn campaign(&self, stop: &CancellationToken) -> Leadership {
+        let (leadership, run) = leader::campaign(self.store.clone(), self.host, stop.clone());
+        self.tasks.spawn(run);
+        leadership
+    }
+
+    /// Does what a server of a cluster does, until stopped.
+    pub fn serve(
+        self,
+        app: &Arc<App>,
+        node: &Arc<LocalNode>,
+        again: Arc<Notify>,
+        stop: &CancellationToken,
+    ) -> Duties {
+        let Member { credentials, store, host, parts, tasks, .. } = self;
+        tasks.spawn(alive::announce(store.clone(), host, stop.clone()));
+        let workflows = app.workflows.clone();
+        tasks.spawn(duty::serve(app.leadership.clone(), workflows, stop.clone()));
+        let (etcd_trouble, troubled) = watch::channel(None);
+        node.watch_trouble("etcd", troubled);
+        let follower = Follower {
+            dir: parts.dir.clone(),
+            host,
+            config: parts.config.clone(),
+            store: store.clone(),
+            credentials: credentials.clone(),
+            cgroup: parts.cgroup,
+            member: parts.etcd,
+            trouble: etcd_trouble,
+            stop: stop.clone(),
+        };
+        tasks.spawn(follower.run());
+        let voters = Voters {
+            store: store.clone(),
+            inventory: app.inventory().clone(),
+            leadership: app.leadership.clone(),
+            credentials: credentials.clone(),
+            rules: Rules::default(),
+        };
+        if matches!(parts.config.store, basin_node::cluster::StoreConfig::Own { .. }) {
+            tasks.spawn(voters.keep(stop.clone()));
+        }
+        let (cert_trouble, troubled) = watch::channel(None);
+        node.watch_trouble("certificate", troubled);
+        let (subject, wanted) = watch::channel(subject(app, host, &credentials));
+        tasks.spawn(follow_subject(app.clone(), host, credentials.clone(), subject, stop.clone()));
+        let (dir, signer) = (parts.dir.tls(), Signer(app.clone()));
+        let renewing = keep_renewed(credentials, dir, wanted, signer, cert_trouble, stop.clone());
+        tasks.spawn(renewing);
+        tasks.spawn(keep_revocations(app.clone(), parts.dir.revoked(), stop.clone()));
+        tasks.spawn(leave_when_removed(app.clone(), host, again, stop.clone()));
+        tasks.close();
+        Duties(tasks)
+    }
+}
+
+/// What a server of a cluster does beside serving.
+pub struct Duties(TaskTracker);
+
+impl Duties {
+    /// Returns once all have ended.
+    pub async fn wait(self) {
+        self.0.wait().await;
+    }
+}
+
+/// How this server's node finds others.
+pub fn node_peers(peers: Option<Peers>, inventory: &Inventory) -> Arc<dyn basin_node::Peers> {
+    match peers {
+        None => Arc::new(Alone),
+        Some(peers) => Arc::new(Others { peers, inventory: inventory.clone() }),
+    }
+}
+
+struct Others {
+    peers: Peers,
+    inventory: Inventory,
+}
+
+impl basin_node::Peers for Others {
+    fn get(&self, host: HostId) -> Option<Arc<dyn NodeApi>> {
+        let at = {
+            let snapshot = self.inventory.read();
+            let host = &snapshot.hosts.get(&host)?.value;
+            basin_controller::app::nodes::address(host).ok()?
+        };
+        Some(Arc::new(RemoteNode::new(self.peers.peer(&at))))
+    }
+}
+
+/// Certificates are signed with the cluster's own key, which the store has.
+struct Signer(Arc<App>);
+
+#[async_trait]
+impl Sign for Signer {
+    async fn sign(&self, csr: &str, subject: &Subject) -> Result<(String, String), Problem> {
+        self.0.renew_certificate(csr, subject).await
+    }
+}
+
+/// What this server's certificate is to say.
+fn subject(app: &App, host: HostId, credentials: &Credentials) -> Subject {
+    let snapshot = app.inventory().read();
+    let record = snapshot.hosts.get(&host).map(|h| &h.value);
+    let fallback = || "server".parse().unwrap_or_else(|_| unreachable!("a constant name"));
+    Subject {
+        host: credentials.host(),
+        name: record.map_or_else(fallback, |h| h.meta.name.clone()),
+        addresses: record.and_then(|h| h.address).into_iter().collect(),
+    }
+}
+
+/// A server that is renamed gets a certificate with its new name.
+async fn follow_subject(
+    app: Arc<App>,
+    host: HostId,
+    credentials: Credentials,
+    wanted: watch::Sender<Subject>,
+    stop: CancellationToken,
+) {
+    let mut changes = app.inventory().changes();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        let now = subject(&app, host, &credentials);
+        wanted.send_if_modified(|old| {
+            let new = *old != now;
+            old.clone_from(&now);
+            new
+        });
+    }
+}
+
+/// etcd reads the list at every handshake.
+async fn keep_revocations(app: Arc<App>, path: std::path::PathBuf, stop: CancellationToken) {
+    let mut changes = app.inventory().changes();
+    let mut known = None;
+    loop {
+        let removed: Vec<HostId> = app.inventory().read().removed_hosts.keys().copied().collect();
+        if known.as_ref() != Some(&removed) {
+            let written = match app.revoked().await {
+                Ok(list) => write_list(&path, &list).map_err(|e| e.to_string()),
+                Err(problem) => Err(problem.detail),
+            };
+            match written {
+                Ok(()) => known = Some(removed),
+                Err(why) => warn!("the list of revoked certificates is not up to date: {why}"),
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn write_list(path: &std::path::Path, list: &str) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, list)?;
+    std::fs::rename(&temporary, path)
+}
+
+async fn leave_when_removed(
+    app: Arc<App>,
+    host: HostId,
+    again: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    let mut changes = app.inventory().changes();
+    loop {
+        if app.inventory().read().removed_hosts.contains_key(&host) {
+            info!("this server was removed from its cluster");
+            // What the next start finds it finds in the store as well.
+            again.notify_one();
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+pub async fn was_removed(store: &dyn Store, host: HostId) -> anyhow::Result<bool> {
+    let removed = records::get::<RemovedHost>(store, &keys::removed_host(host)).await?;
+    let there = records::get::<Host>(store, &keys::host(host)).await?;
+    Ok(removed.is_some() && there.is_none())
+}
+
+/// Begins anew, alone.
+pub fn leave(args: &ServeArgs) -> anyhow::Result<()> {
+    warn!("this server was removed from its cluster, and begins anew by itself");
+    leave::leave(&args.state_dir, Timestamp::now())
+        .context("cannot put the cluster's state aside")?;
+    std::thread::sleep(Duration::from_millis(100));
+    Ok(())
+}
