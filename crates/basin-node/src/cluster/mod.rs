@@ -6,8 +6,7 @@
 //! - [`found`]: the first server's state enters etcd (`basin init`).
 //! - [`join`]: another cluster is asked to take this server in (`basin join`).
 //! - [`attempt`]: what was begun and not finished, and how the last attempt ended.
-//! - [`follow`]: runs an etcd member where the store says so, and follows where the
-//!   others are.
+//! - [`follow`]: tends this server's member of etcd, and follows where all are.
 //! - [`wire`]: what a joining server and the cluster say to each other.
 
 pub mod attempt;
@@ -18,7 +17,7 @@ pub mod join;
 pub mod leave;
 pub mod wire;
 
-pub use config::{Beginning, ClusterConfig, ClusterDir, StoreConfig};
+pub use config::{ClusterConfig, ClusterDir, StoreConfig};
 
 /// Where a member of etcd answers clients, and other members.
 pub const ETCD_CLIENT_PORT: u16 = 2379;

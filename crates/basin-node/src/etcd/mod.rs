@@ -4,6 +4,7 @@
 //! - `member`: keeps it running. `restore`: begins a cluster from a backup.
 //! - [`plan`]: which servers should have one (pure). [`steward`]: carries that out, on
 //!   the leader. `resident`: has one here or not, as the list of members says.
+//! - `voters`: who has a vote by that list (pure).
 
 mod config;
 mod member;
@@ -12,9 +13,11 @@ mod process;
 mod resident;
 mod restore;
 pub mod steward;
+mod voters;
 
 pub use config::{Beginning, MemberConfig, MemberTls, Peer};
 pub use member::{EtcdMember, MemberState};
 pub use resident::Resident;
 pub use restore::restore;
 pub use steward::Steward;
+pub use voters::{Voters, voters};

@@ -18,6 +18,7 @@ use basin_model::{HostId, keys};
 use basin_node::cluster::follow::Follower;
 use basin_node::cluster::leave;
 use basin_node::etcd::plan::Rules;
+use basin_node::etcd::{self, Resident};
 use basin_node::pki::{Credentials, Sign, Subject, keep_renewed};
 use basin_node::remote::{Peers, RemoteNode};
 use basin_node::{Alone, LocalNode, NodeApi};
@@ -48,6 +49,7 @@ impl Member {
         let credentials = Credentials::new(parts.material.clone(), admit)
             .context("this server's certificate cannot be used")?;
         let peers = Peers::new(credentials.clone());
+        inventory.note_voters(&parts.voters);
         let (store, tasks) = (parts.store.clone(), TaskTracker::new());
         Ok(Member { credentials, peers, store, host, parts, tasks })
     }
@@ -71,28 +73,28 @@ impl Member {
         tasks.spawn(alive::announce(store.clone(), host, stop.clone()));
         let workflows = app.workflows.clone();
         tasks.spawn(duty::serve(app.leadership.clone(), workflows, stop.clone()));
-        let (etcd_trouble, troubled) = watch::channel(None);
-        node.watch_trouble("etcd", troubled);
-        let follower = Follower {
-            dir: parts.dir.clone(),
-            host,
-            config: parts.config.clone(),
-            store: store.clone(),
-            credentials: credentials.clone(),
-            cgroup: parts.cgroup,
-            member: parts.etcd,
-            trouble: etcd_trouble,
-            stop: stop.clone(),
-        };
-        tasks.spawn(follower.run());
-        let voters = Voters {
-            store: store.clone(),
-            inventory: app.inventory().clone(),
-            leadership: app.leadership.clone(),
-            credentials: credentials.clone(),
-            rules: Rules::default(),
-        };
-        if matches!(parts.config.store, basin_node::cluster::StoreConfig::Own { .. }) {
+        if let Some(resident) = parts.resident {
+            let (trouble, troubled) = watch::channel(None);
+            node.watch_trouble("etcd", troubled);
+            let (voters, now) = watch::channel(parts.voters);
+            tasks.spawn(note_voters(app.inventory().clone(), now));
+            let follower = Follower {
+                dir: parts.dir.clone(),
+                config: parts.config,
+                store: store.clone(),
+                credentials: credentials.clone(),
+                resident,
+                voters,
+                trouble,
+                stop: stop.clone(),
+            };
+            tasks.spawn(follower.run());
+            let voters = Voters {
+                store,
+                inventory: app.inventory().clone(),
+                leadership: app.leadership.clone(),
+                rules: Rules::default(),
+            };
             tasks.spawn(voters.keep(stop.clone()));
         }
         let (cert_trouble, troubled) = watch::channel(None);
@@ -150,6 +152,13 @@ struct Signer(Arc<App>);
 impl Sign for Signer {
     async fn sign(&self, csr: &str, subject: &Subject) -> Result<(String, String), Problem> {
         self.0.renew_certificate(csr, subject).await
+    }
+}
+
+/// As long as somebody looks.
+async fn note_voters(inventory: Inventory, mut voters: watch::Receiver<etcd::Voters>) {
+    while voters.changed().await.is_ok() {
+        inventory.note_voters(&voters.borrow_and_update());
     }
 }
 
@@ -244,11 +253,18 @@ pub async fn was_removed(store: &dyn Store, host: HostId) -> anyhow::Result<bool
     Ok(removed.is_some() && there.is_none())
 }
 
-/// Begins anew, alone.
-pub fn leave(args: &ServeArgs) -> anyhow::Result<()> {
+/// Begins anew, alone. Its member of etcd ends before its files move; what it holds stays.
+pub async fn leave(args: &ServeArgs, resident: Option<Resident>) -> anyhow::Result<()> {
     warn!("this server was removed from its cluster, and begins anew by itself");
+    let running = match &resident {
+        Some(resident) => resident.member().await,
+        None => None,
+    };
+    if let Some(member) = running {
+        member.shut_down().await.map_err(|e| anyhow::anyhow!("{}\n{}", e.detail, e.advice))?;
+    }
     leave::leave(&args.state_dir, Timestamp::now())
         .context("cannot put the cluster's state aside")?;
-    std::thread::sleep(Duration::from_millis(100));
+    tokio::time::sleep(Duration::from_millis(100)).await;
     Ok(())
 }

@@ -95,7 +95,8 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     let Opened { store, member } = opened;
     records::check_schema(&*store).await?;
     if cluster::was_removed(&*store, host).await? {
-        return cluster::leave(args).map(|()| End::Again);
+        let resident = member.and_then(|parts| parts.resident);
+        return cluster::leave(args, resident).await.map(|()| End::Again);
     }
     bootstrap::ensure_host(&*store, host, &name).await?;
     let inventory = Inventory::open(store.clone()).await?;

@@ -12,10 +12,10 @@ use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
 use basin_node::cluster::attempt::{self, Failed, Intent};
 use basin_node::cluster::{ClusterConfig, ClusterDir, found};
-use basin_node::etcd::EtcdMember;
+use basin_node::etcd::{Resident, Voters, voters};
 use basin_node::pki::Material;
-use basin_qemu::qemu::cgroup::{Cgroups, MachineCgroup};
-use basin_store::{EtcdStore, SqliteStore, Store, records};
+use basin_qemu::qemu::cgroup::Cgroups;
+use basin_store::{EtcdStore, SqliteStore, Store, StoreError, records};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -36,9 +36,9 @@ pub struct MemberParts {
     pub config: ClusterConfig,
     pub material: Material,
     pub store: Arc<EtcdStore>,
-    /// This server's member of etcd, where it has one.
-    pub etcd: Option<EtcdMember>,
-    pub cgroup: Option<MachineCgroup>,
+    /// This server's member of etcd, where that is the cluster's own.
+    pub resident: Option<Resident>,
+    pub voters: Voters,
 }
 
 /// Opens the store; waits for a cluster's to answer.
@@ -107,20 +107,34 @@ async fn cluster(
         .context("cannot put the single server's state aside")?;
     let material = dir.tls().load()?.context("this server's certificate is missing")?;
     let cgroup = Cgroups::open(&args.cgroup).ok().map(|groups| groups.service("etcd"));
-    let etcd = match config.member(host, &dir) {
-        Some(member) => Some(EtcdMember::start(member, cgroup.clone(), stop).await),
-        None => None,
-    };
+    let resident = config.resident(host, &dir, cgroup, stop.clone());
+    if let Some(resident) = &resident {
+        // The store may need this very member to answer.
+        resident.resume().await;
+    }
     let store = Arc::new(EtcdStore::connect(&config.etcd_options(&material))?);
     let mut said = Instant::now();
     info!("waiting for the cluster's store");
-    while let Err(error) = store.get(&keys::cluster()).await {
+    let voters = loop {
+        let error = match read(&store, resident.is_some()).await {
+            Ok(voters) => break voters,
+            Err(error) => error,
+        };
         if said.elapsed() > SAY_EVERY {
             warn!(%error, "the cluster's store does not answer yet; virtual machines go on");
             said = Instant::now();
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let parts = MemberParts { dir, config, material, store: store.clone(), etcd, cgroup };
+    };
+    let parts = MemberParts { dir, config, material, store: store.clone(), resident, voters };
     Ok(Opened { store, member: Some(parts) })
+}
+
+/// Whether the store answers, and who has a vote in it, if it is the cluster's own.
+async fn read(store: &EtcdStore, own: bool) -> Result<Voters, StoreError> {
+    store.get(&keys::cluster()).await?;
+    match own {
+        true => store.members().await.map(|members| voters(&members)),
+        false => Ok(Voters::new()),
+    }
 }
