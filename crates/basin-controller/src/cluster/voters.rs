@@ -67,9 +67,8 @@ type Silent = BTreeMap<HostId, Instant>;
 fn servers(snapshot: &Snapshot, silent: &mut Silent) -> Vec<Server> {
     let mut hosts: Vec<_> = snapshot.hosts.values().map(|h| &h.value).collect();
     hosts.sort_by_key(|h| (h.meta.created_at, h.id));
-    silent.retain(|host, _| {
-        snapshot.hosts.contains_key(host) && !snapshot.alive.contains_key(host)
-    });
+    silent
+        .retain(|host, _| snapshot.hosts.contains_key(host) && !snapshot.alive.contains_key(host));
     let (instant, now) = (Instant::now(), Timestamp::now());
     let (label, never) = UNWILLING;
     hosts

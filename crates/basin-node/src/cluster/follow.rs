@@ -114,10 +114,7 @@ impl Follower {
 }
 
 /// Returns when there is news of the member's process.
-async fn news(
-    tended: &Result<Option<EtcdMember>, Problem>,
-    told: &watch::Sender<Option<Problem>>,
-) {
+async fn news(tended: &Result<Option<EtcdMember>, Problem>, told: &watch::Sender<Option<Problem>>) {
     let told = told.borrow().clone();
     if let Ok(Some(member)) = tended
         && member.state().wait_for(|state| state.problem != told).await.is_ok()

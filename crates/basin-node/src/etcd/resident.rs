@@ -73,10 +73,15 @@ impl Resident {
                 Ok(Some(self.run(&mut running, Beginning::Join { others }).await))
             }
             Verdict::Join { id } => {
-                self.clear(&mut running).await?;
-                self.hold(id)?;
-                let others = peers(&self.config, members);
-                Ok(Some(self.run(&mut running, Beginning::Join { others }).await))
+                let beginning = Beginning::Join { others: peers(&self.config, members) };
+                let begins = running.as_ref().is_some_and(|m| m.config().beginning == beginning);
+                // On a busy server it takes longer to begin than until the list is looked
+                // at again.
+                if !begins || held != Some(id) {
+                    self.clear(&mut running).await?;
+                    self.hold(id)?;
+                }
+                Ok(Some(self.run(&mut running, beginning).await))
             }
             Verdict::Leave => {
                 tracing::info!("this server's member was removed from etcd: its data go");

@@ -6,7 +6,7 @@ use basin_model::HostId;
 use basin_node::etcd::plan::{Rules, Step};
 
 use super::cluster::{Cluster, Machine, PATIENT};
-use super::world::{pids_of, put, read};
+use super::world::{pid, pids_of, put, read, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_grows_replaces_what_it_lost_and_shrinks() {
@@ -50,6 +50,28 @@ async fn a_cluster_grows_replaces_what_it_lost_and_shrinks() {
     assert_eq!(read(&alone, "a").await.as_deref(), Some("1"));
     last.resident.clear_all().await.unwrap();
     assert!(cluster.is_clean(rest[0]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_begins_is_left_in_peace() {
+    let (mut cluster, _) = Cluster::begin().await;
+    let second = cluster.add();
+    let machine = &cluster.machines[&second];
+    let admin = cluster.store.admin().unwrap();
+    admin.add_learner(&machine.config.peer_url()).await.unwrap();
+    let members = cluster.store.members().await.unwrap();
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        let member = machine.resident.tend(&members).await.unwrap().expect("it is a member");
+        pids.push(pid(&member).await);
+    }
+    assert_eq!(pids, [pids[0]; 3]);
+    until("it has come up", async || {
+        let members = cluster.store.members().await.ok()?;
+        members.iter().any(|m| m.name == machine.config.name).then_some(())
+    })
+    .await;
+    assert_eq!(pids_of(&machine.config).len(), 1);
 }
 
 /// With one server more than votes. On a busy machine another member may be elected

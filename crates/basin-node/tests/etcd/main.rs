@@ -2,6 +2,7 @@
 
 mod backup;
 mod cluster;
+mod founding;
 mod grow;
 mod world;
 

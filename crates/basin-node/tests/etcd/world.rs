@@ -108,18 +108,25 @@ pub struct Killed(MemberConfig);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // One that was about to be started when its daemon ended comes up a moment later.
-        for _ in 0..3 {
-            for pid in pids_of(&self.0) {
-                let _ = kill(pid, Signal::SIGKILL);
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        kill_all(&self.0.mark());
+    }
+}
+
+pub fn kill_all(mark: &str) {
+    // One that was about to be started when its daemon ended comes up a moment later.
+    for _ in 0..3 {
+        for pid in pids_with(mark) {
+            let _ = kill(pid, Signal::SIGKILL);
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 pub fn pids_of(config: &MemberConfig) -> Vec<Pid> {
-    let mark = format!("--data-dir={}", config.dir.join("data").display());
+    pids_with(&config.mark())
+}
+
+pub fn pids_with(mark: &str) -> Vec<Pid> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     let has = |pid: &i32| {
