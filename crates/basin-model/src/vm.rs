@@ -1,5 +1,6 @@
 //! Virtual machines: what is wanted ([`Vm`]) and what is ([`VmStatus`]).
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -7,9 +8,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::hardware::GuestHardware;
-use crate::ids::{HostId, ImageId, NetworkId, NicId, VmId, VolumeId};
+use crate::ids::{DatastoreId, HostId, ImageId, NetworkId, NicId, TaskId, VmId, VolumeId};
 use crate::meta::Meta;
-use crate::units::{Bytes, Generation, MacAddr, Vcpus};
+use crate::units::{Bytes, BytesPerSecond, Generation, MacAddr, Vcpus};
+use crate::volume::VolumeFormat;
 
 /// A virtual machine as it is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +26,70 @@ pub struct Vm {
     /// server that could not say; then its QEMU decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<GuestHardware>,
+    /// A live migration under way. While it is there, nobody but the migration itself
+    /// starts, stops or resumes the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Migration>,
+}
+
+/// A VM on its way to another server, while it runs.
+///
+/// Set by the workflow, on the condition that nobody else has the VM for itself. Taken
+/// away by the target, in the transaction that makes it the owner; or by the workflow,
+/// once the target has said that its machine is dead and never ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Migration {
+    pub task: TaskId,
+    pub to: HostId,
+    /// What the target will own the VM by: the next after the placement's.
+    pub generation: Generation,
+    /// Disks whose content moves along. The others are reached from both servers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub disks: BTreeMap<VolumeId, MovedDisk>,
+}
+
+/// Where a disk's content goes. It is whole by itself there: nothing lies below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedDisk {
+    pub datastore: DatastoreId,
+    pub format: VolumeFormat,
+}
+
+/// How a live migration goes about it. What is absent is chosen by Basin, from the
+/// guest's dirty rate and the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MigrationPolicy {
+    /// Memory and disks together take no more of the link than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<BytesPerSecond>,
+    /// How long the guest may stand still without anybody minding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<Duration>,
+    /// How long it may stand still where less cannot be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_downtime: Option<Duration>,
+    /// A guest that writes faster than the link is never slowed down.
+    #[serde(default)]
+    pub no_throttle: bool,
+    #[serde(default)]
+    pub postcopy: PostcopyPolicy,
+    /// A guest that cannot be moved within all that stays where it is; else it stands
+    /// still for as long as it takes.
+    #[serde(default)]
+    pub or_stay: bool,
+}
+
+/// Whether a guest may go before all of its memory. If the link breaks then, it stands
+/// still until it is mended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PostcopyPolicy {
+    #[default]
+    Never,
+    /// Where the guest writes too fast otherwise.
+    Fallback,
+    /// As soon as all of its memory was copied once.
+    AtOnce,
 }
 
 /// Which server owns a VM, and by which hand-over.

@@ -2,6 +2,7 @@
 //! it; in the process for the own server, over HTTPS (`remote`) for the others.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,14 +10,17 @@ use basin_model::datastore::{Capacity, Datastore};
 use basin_model::host::HostStatus;
 use basin_model::image::{Image, ImageContent};
 use basin_model::volume::Volume;
-use basin_model::{Bytes, DatastoreId, HostId, ImageId, NicId, VmId, VolumeId};
-use basin_qemu::{BalloonStats, GuestInfo};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, NicId, TaskId, VmId, VolumeId};
+use basin_qemu::migrate::MigrationSupport;
+use basin_qemu::{BalloonStats, GuestInfo, Hardware};
 use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::migration::types::{Aborted, Begin, Prepare, Prepared, Report};
 
 /// Why a server did not do as asked: the code is for programs, the texts for people.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -172,6 +176,41 @@ pub trait NodeApi: Send + Sync + 'static {
 
     /// Removes what a deleted VM left: UEFI variables, console log, cloud-init seed.
     async fn forget_vm(&self, vm: VmId) -> Result<(), NodeError>;
+
+    // Live migration. See `docs/live-migration.md` for who may run the guest when.
+
+    /// What guests may come here, and how.
+    async fn migration_support(&self) -> Result<MigrationSupport, NodeError>;
+
+    /// What the guest of a VM that runs here has in its hands.
+    async fn guest_hardware(&self, vm: VmId) -> Result<Hardware, NodeError>;
+
+    /// Of the target: makes the machine that waits for the guest, with its disks and
+    /// taps. Answers the same when asked again.
+    async fn migrate_prepare(&self, prepare: &Prepare) -> Result<Prepared, NodeError>;
+
+    /// Of the source: begins, or goes on with what an earlier daemon began.
+    async fn migrate_begin(&self, begin: &Begin) -> Result<(), NodeError>;
+
+    /// Of the source: how far it is.
+    async fn migrate_report(&self, vm: VmId, task: TaskId) -> Result<Report, NodeError>;
+
+    /// Of the source: gives up if the guest has not gone over. The report tells.
+    async fn migrate_cancel(&self, vm: VmId, task: TaskId) -> Result<(), NodeError>;
+
+    /// Of the target: gives up if the guest has not come. Whatever it answers stays true.
+    async fn migrate_abort(&self, vm: VmId, task: TaskId) -> Result<Aborted, NodeError>;
+
+    /// Of the target: waits for the source anew, whose connection broke in post-copy.
+    async fn migrate_listen_again(&self, vm: VmId, task: TaskId) -> Result<SocketAddr, NodeError>;
+
+    /// Of the source: connects anew.
+    async fn migrate_reconnect(
+        &self,
+        vm: VmId,
+        task: TaskId,
+        to: SocketAddr,
+    ) -> Result<(), NodeError>;
 
     async fn console(&self, vm: VmId) -> Result<ConsoleLink, NodeError>;
 

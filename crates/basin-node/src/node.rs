@@ -27,6 +27,7 @@ use crate::disks::Disks;
 use crate::host;
 use crate::images::{Cache, Images};
 use crate::lockfile::{self, StateLock};
+use crate::migration::Migrations;
 use crate::networks::Networks;
 use crate::problem::{node_error, problem};
 use crate::usage::Meter;
@@ -43,6 +44,7 @@ pub struct LocalNode {
     pub(crate) datastores: Arc<Datastores>,
     pub(crate) machines: Machines,
     pub(crate) vms: Vms,
+    pub(crate) migrations: Migrations,
     pub(crate) consoles: Consoles,
     pub(crate) meter: Meter,
     pub(crate) status: watch::Sender<HostStatus>,
@@ -94,6 +96,7 @@ impl LocalNode {
         tasks.spawn(work);
 
         let parts = Arc::new(Parts {
+            host: config.host,
             store: store.clone(),
             engine: engine.clone(),
             fabric,
@@ -112,7 +115,16 @@ impl LocalNode {
         traces.extend(notes.iter().map(|note| note.vm));
 
         let machines = Machines::default();
-        let agent = Agent::new(config.host, parts.clone(), machines.clone(), vms.clone());
+        let migrations = Migrations::new(
+            config.host,
+            parts.clone(),
+            machines.clone(),
+            vms.clone(),
+            stop.clone(),
+            tasks.clone(),
+        );
+        let agent = Agent::new(config.host, parts.clone(), machines.clone(), vms.clone())
+            .receiving(migrations.clone());
         let found = Found { adopted, rebooted, traces };
         let (settled, all_settled) = oneshot::channel();
         // Most VMs stand on a datastore, and tasks of an earlier daemon go on as soon
@@ -137,6 +149,7 @@ impl LocalNode {
             datastores,
             machines,
             vms,
+            migrations,
             consoles: Consoles::default(),
             meter: Meter::default(),
             status: watch::channel(status).0,
@@ -161,6 +174,13 @@ impl LocalNode {
         self.datastores.close_all().await;
         // From here on another daemon may take over.
         drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+    }
+
+    /// How this server's I/O daemon and those of others know each other.
+    pub async fn speak_nbd(&self, fabric: Option<&basin_blockd::control::Fabric>) {
+        if let Err(error) = self.parts.disks.fabric(fabric).await {
+            tracing::warn!(%error, "disks cannot be moved to and from this server yet");
+        }
     }
 
     /// Shows what somebody else finds wrong here among the server's conditions.

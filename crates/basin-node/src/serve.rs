@@ -1,11 +1,15 @@
 //! What the controller asks of a server's storage, and of VMs' consoles and figures.
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use basin_model::datastore::{Capacity, Datastore, DatastoreKind, DatastoreState};
 use basin_model::host::HostStatus;
 use basin_model::image::{ImageContent, ImageState};
 use basin_model::volume::{Volume, VolumeFormat, VolumeSource};
-use basin_model::{Bytes, DatastoreId, HostId, ImageId, VmId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, TaskId, VmId};
+use basin_qemu::Hardware;
+use basin_qemu::migrate::MigrationSupport;
 use basin_storage::{
     DirDatastore, ImageBytes, ImportRequest, LayerFile, NewVolume, Progress, Proof, StorageError,
     UploadId, VolumeContent,
@@ -16,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Chain, ConsoleLink, NodeApi, NodeError, NodeUsage};
 use crate::console;
+use crate::migration::types::{Aborted, Begin, Prepare, Prepared, Report};
 use crate::node::LocalNode;
 use crate::problem::{node_error, problem};
 
@@ -203,6 +208,42 @@ impl NodeApi for LocalNode {
             return Err(problem("vm-running", detail, "wait until it has stopped").into());
         }
         self.parts.forget(vm).await.map_err(|e| node_error(&e))
+    }
+
+    async fn migration_support(&self) -> Answer<MigrationSupport> {
+        self.parts.engine.migration_support().await.map_err(|e| node_error(&e))
+    }
+
+    async fn guest_hardware(&self, vm: VmId) -> Answer<Hardware> {
+        self.migrations.hardware(vm)
+    }
+
+    async fn migrate_prepare(&self, prepare: &Prepare) -> Answer<Prepared> {
+        self.migrations.prepare(prepare).await
+    }
+
+    async fn migrate_begin(&self, begin: &Begin) -> Answer<()> {
+        self.migrations.begin(begin).await
+    }
+
+    async fn migrate_report(&self, vm: VmId, task: TaskId) -> Answer<Report> {
+        self.migrations.report(vm, task).await
+    }
+
+    async fn migrate_cancel(&self, vm: VmId, task: TaskId) -> Answer<()> {
+        self.migrations.cancel(vm, task).await
+    }
+
+    async fn migrate_abort(&self, vm: VmId, task: TaskId) -> Answer<Aborted> {
+        self.migrations.abort(vm, task).await
+    }
+
+    async fn migrate_listen_again(&self, vm: VmId, task: TaskId) -> Answer<SocketAddr> {
+        self.migrations.listen_again(vm, task).await
+    }
+
+    async fn migrate_reconnect(&self, vm: VmId, task: TaskId, to: SocketAddr) -> Answer<()> {
+        self.migrations.reconnect(vm, task, to).await
     }
 
     async fn console(&self, vm: VmId) -> Answer<ConsoleLink> {

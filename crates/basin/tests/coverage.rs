@@ -112,6 +112,16 @@ async fn every_call(client: &Client, file: &std::path::Path) {
 
     read::<Host>(client).await;
     change::<Host>(client).await;
+    let _ = client.drain_host("x", &serde_json::from_value(json!({})).expect("a drain")).await;
+    let _ = client.undrain_host("x").await;
+    let _ = client.remove_host("x", false).await;
+
+    let _ = client.cluster().await;
+    let form = json!({"advertise": "192.0.2.1"});
+    let _ = client.form_cluster(&serde_json::from_value(form).expect("a cluster")).await;
+    let join = json!({"url": "x", "token": "x", "advertise": "192.0.2.2"});
+    let _ = client.join_cluster(&serde_json::from_value(join).expect("a join")).await;
+    let _ = client.create_join_token(&serde_json::from_value(json!({})).expect("a token")).await;
 
     read::<Task>(client).await;
     let _ = client.cancel_task("x").await;

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use basin_model::cluster::{Alive, ClusterRecord, Issued, JoinToken, Leader, RemovedHost};
 use basin_model::datastore::Datastore;
@@ -55,6 +55,8 @@ pub struct Snapshot {
     /// Servers with a vote in the cluster's own etcd, and where it answers. No record
     /// says so but etcd's list of its members: see [`Inventory::note_voters`].
     pub voters: Voters,
+    /// When that list was read; never, where etcd is not the cluster's own.
+    pub voters_seen: Option<Instant>,
     /// Which VM has the volume attached.
     pub attachments: HashMap<VolumeId, VmId>,
     /// What `attachments` says of each VM, to take it back.
@@ -196,6 +198,7 @@ impl Inventory {
     /// What etcd's list of members says now.
     pub fn note_voters(&self, voters: &Voters) {
         let mut snapshot = self.snapshot.write().unwrap_or_else(|p| p.into_inner());
+        snapshot.voters_seen = Some(Instant::now());
         if snapshot.voters != *voters {
             snapshot.voters.clone_from(voters);
             drop(snapshot);
@@ -246,7 +249,7 @@ async fn follow(
                 {
                     let mut old = snapshot.write().unwrap_or_else(|p| p.into_inner());
                     let voters = std::mem::take(&mut old.voters);
-                    *old = Snapshot { voters, ..fresh };
+                    *old = Snapshot { voters, voters_seen: old.voters_seen, ..fresh };
                 }
                 revision.send_replace(now);
             }

@@ -1,9 +1,9 @@
 //! Which servers have a vote in the cluster's own etcd: the leader gives the steward
 //! what it knows of the servers, and lets it take one step after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use basin_model::HostId;
@@ -29,6 +29,32 @@ pub struct Voters {
     pub inventory: Inventory,
     pub leadership: Leadership,
     pub rules: Rules,
+    pub leaving: Leaving,
+}
+
+/// Servers that are about to be removed. The leader's own knowledge: with another
+/// leader they stay until somebody asks again.
+#[derive(Clone, Default)]
+pub struct Leaving(Arc<Mutex<BTreeSet<HostId>>>);
+
+/// Is about to be removed for as long as this lives.
+pub struct Leaves(Leaving, HostId);
+
+impl Leaving {
+    pub fn leaves(&self, host: HostId) -> Leaves {
+        self.all().insert(host);
+        Leaves(self.clone(), host)
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeSet<HostId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.all().remove(&self.1);
+    }
 }
 
 impl Voters {
@@ -47,7 +73,7 @@ impl Voters {
                 (steward, silent) = (Steward::new(self.rules), Silent::default());
                 continue;
             }
-            let servers = servers(&self.inventory.read(), &mut silent);
+            let servers = servers(&self.inventory.read(), &self.leaving.all(), &mut silent);
             match steward.step(&self.store, &servers).await {
                 Ok(verdict) if verdict.why != said => {
                     tracing::info!(step = ?verdict.step, "etcd's members: {}", verdict.why);
@@ -64,7 +90,7 @@ impl Voters {
 type Silent = BTreeMap<HostId, Instant>;
 
 /// Those that were in the cluster first come first: they stay where they are.
-fn servers(snapshot: &Snapshot, silent: &mut Silent) -> Vec<Server> {
+fn servers(snapshot: &Snapshot, leaving: &BTreeSet<HostId>, silent: &mut Silent) -> Vec<Server> {
     let mut hosts: Vec<_> = snapshot.hosts.values().map(|h| &h.value).collect();
     hosts.sort_by_key(|h| (h.meta.created_at, h.id));
     silent
@@ -81,7 +107,7 @@ fn servers(snapshot: &Snapshot, silent: &mut Silent) -> Vec<Server> {
                 let passed = SignedDuration::try_from(instant - since).unwrap_or_default();
                 now.checked_sub(passed).unwrap_or(now)
             });
-            let willing = host.meta.labels.get(label).is_none_or(|value| value != never);
+            let willing = host.meta.labels.get(label) != Some(never) && !leaving.contains(&host.id);
             let peer_url = format!("https://{address}");
             Some(Server { host: host.id, peer_url, silent_since, willing })
         })
@@ -126,27 +152,33 @@ mod tests {
     #[test]
     fn servers_are_in_the_order_in_which_they_came_and_as_they_are() {
         let (mut snapshot, mut silent) = (Snapshot::default(), Silent::default());
+        let leaving = Leaving::default();
         let newer = add(&mut snapshot, 1, 20, true);
         let older = add(&mut snapshot, 2, 10, false);
         let never = [UNWILLING].map(|(label, never)| (label.to_owned(), never.to_owned()));
         snapshot.hosts.get_mut(&newer).unwrap().value.meta.labels =
             BTreeMap::from(never).try_into().unwrap();
-        let seen = servers(&snapshot, &mut silent);
+        let seen = servers(&snapshot, &leaving.all(), &mut silent);
         assert_eq!(seen.iter().map(|s| s.host).collect::<Vec<_>>(), [older, newer]);
         assert_eq!(seen.iter().map(|s| s.willing).collect::<Vec<_>>(), [true, false]);
         assert_eq!(seen[0].peer_url, "https://10.0.0.2:2380");
         assert!(seen[0].silent_since.is_some() && seen[1].silent_since.is_none());
 
+        let leaves = leaving.leaves(older);
+        assert!(servers(&snapshot, &leaving.all(), &mut silent).iter().all(|s| !s.willing));
+        drop(leaves);
+        assert!(servers(&snapshot, &leaving.all(), &mut silent)[0].willing);
+
         // It counts from when it was first missed, until it is heard of again.
         let since = silent[&older];
-        servers(&snapshot, &mut silent);
+        servers(&snapshot, &leaving.all(), &mut silent);
         assert_eq!(silent[&older], since);
         add(&mut snapshot, 2, 10, true);
-        assert_eq!(servers(&snapshot, &mut silent)[0].silent_since, None);
+        assert_eq!(servers(&snapshot, &leaving.all(), &mut silent)[0].silent_since, None);
         assert!(silent.is_empty());
         snapshot.alive.clear();
         snapshot.hosts.remove(&older);
-        servers(&snapshot, &mut silent);
+        servers(&snapshot, &leaving.all(), &mut silent);
         assert_eq!(silent.keys().collect::<Vec<_>>(), [&newer]);
     }
 }

@@ -76,6 +76,7 @@ pub fn create(
         run: Run { power: Power::Off { how: PowerOff::Now }, epoch: 0, resets: 0 },
         placement: None,
         hardware: None,
+        migration: None,
     };
     let txn =
         uses.into_txn().and(disks.txn).and(nics_txn).create(Kind::Vm.name(&vm.meta.name), &id);

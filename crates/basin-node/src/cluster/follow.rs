@@ -27,7 +27,7 @@ pub struct Follower {
     pub store: Arc<EtcdStore>,
     pub credentials: Credentials,
     pub resident: Resident,
-    /// Who has a vote, whenever that changes.
+    /// Who has a vote, as often as that is asked for.
     pub voters: watch::Sender<Voters>,
     /// What keeps the member from running, for the server's conditions.
     pub trouble: watch::Sender<Option<Problem>>,
@@ -69,12 +69,7 @@ impl Follower {
             }
         };
         self.note(&members, &nearest);
-        let new = voters(&members);
-        self.voters.send_if_modified(|old| {
-            let changed = *old != new;
-            *old = new;
-            changed
-        });
+        self.voters.send_replace(voters(&members));
         Some(self.resident.tend(&members).await)
     }
 

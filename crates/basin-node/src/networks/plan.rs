@@ -97,9 +97,8 @@ impl Places {
 }
 
 /// The server that a VM is moving to while it runs.
-fn bound_for(_vm: &Vm) -> Option<HostId> {
-    // Live migration: the target of the VM's record, `vm.migration`.
-    None
+fn bound_for(vm: &Vm) -> Option<HostId> {
+    vm.migration.as_ref().map(|migration| migration.to)
 }
 
 /// A VM's second interface on the same network is `NAME-2`, and so on.

@@ -118,9 +118,9 @@ pub(super) fn encode(value: &impl Serialize) -> Vec<u8> {
 
 /// Handles a method. It goes on to its end even if the asker hangs up.
 pub(super) async fn handle<M: Method>(State(served): State<Served>, body: Bytes) -> Response {
-    let method = match decode::<M>(&body) {
+    let method: M = match serde_json::from_slice(&body) {
         Ok(method) => method,
-        Err(refusal) => return refusal,
+        Err(unread) => return malformed(&unread),
     };
     let work = async move {
         let _turn = served.turns.wait(method.turn()).await;
@@ -133,13 +133,10 @@ pub(super) async fn handle<M: Method>(State(served): State<Served>, body: Bytes)
     }
 }
 
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Response> {
-    serde_json::from_slice(bytes).map_err(|e| {
-        let detail = format!("another server asked for something that cannot be read: {e}");
-        let advice = "servers may be one release apart: bring both to the same release of Basin";
-        let refusal = Refusal { error: problem("malformed", detail, advice) };
-        (StatusCode::BAD_REQUEST, Json(refusal)).into_response()
-    })
+pub(super) fn malformed(error: &serde_json::Error) -> Response {
+    let detail = format!("another server asked for something that cannot be read: {error}");
+    let advice = "servers may be one release apart: bring both to the same release of Basin";
+    refuse_with(StatusCode::BAD_REQUEST, "malformed", detail, advice)
 }
 
 /// A refusal, as the asking end reads it.

@@ -27,6 +27,7 @@ use tracing::{debug, warn};
 
 use super::connect::notice_cut;
 use super::trouble::Failure;
+use super::{CALL_WINDOW, CONNECTION_WINDOW};
 use crate::pki::{Credentials, FromServer, facts};
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -132,9 +133,6 @@ impl Connection {
         let _ = tcp.set_nodelay(true);
         let Some(stream) = self.handshake(tcp).await? else { return Ok(()) };
         let peer = self.tls.peer(&stream)?;
-        if peer.is_some() {
-            let _ = notice_cut(stream.get_ref().0);
-        }
         let (tls, router) = (self.tls.clone(), self.router);
         let service = service_fn(move |request: Request<Incoming>| {
             answer(request, peer, tls.clone(), router.clone())
@@ -147,6 +145,14 @@ impl Connection {
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_AFTER)
             .max_concurrent_streams(STREAMS);
+        if peer.is_some() {
+            let _ = notice_cut(stream.get_ref().0);
+            // People's connections keep a bound: whoever they are could fill the memory.
+            builder
+                .http2()
+                .initial_stream_window_size(CALL_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW);
+        }
         let io = TokioIo::new(stream);
         let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
         let mut stopping = false;

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::body::feed;
-use super::call::{decode, encode, failed, post};
+use super::call::{encode, failed, malformed, post};
 use super::methods::LongMethod;
 use super::peer::Peer;
 use super::router::Served;
@@ -143,9 +143,9 @@ pub(super) async fn handle<M: LongMethod>(State(served): State<Served>, body: Bo
             break std::mem::take(&mut lines.0);
         }
     };
-    let method = match decode::<M>(&first) {
+    let method: M = match serde_json::from_slice(&first) {
         Ok(method) => method,
-        Err(refusal) => return refusal,
+        Err(unread) => return malformed(&unread),
     };
     let cancel = CancellationToken::new();
     let hung_up = cancel.clone();

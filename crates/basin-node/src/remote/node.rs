@@ -1,11 +1,15 @@
 //! Another server's node.
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 use basin_model::datastore::{Capacity, Datastore};
 use basin_model::host::HostStatus;
 use basin_model::image::ImageContent;
 use basin_model::volume::Volume;
-use basin_model::{Bytes, DatastoreId, HostId, ImageId, VmId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, TaskId, VmId};
+use basin_qemu::Hardware;
+use basin_qemu::migrate::MigrationSupport;
 use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
 use ipnet::Ipv4Net;
 use tokio::io::AsyncRead;
@@ -16,8 +20,13 @@ use super::methods::{
     DiscardDatastore, DiscardUpload, ForgetVm, GrowVolume, ImportImage, OpenDatastore, Status,
     Usage, WitnessDatastore,
 };
+use super::moves::{
+    GuestHardware, MigrateAbort, MigrateBegin, MigrateCancel, MigrateListenAgain, MigratePrepare,
+    MigrateReconnect, MigrateReport, Support,
+};
 use super::peer::Peer;
 use crate::api::{Chain, ConsoleLink, NodeApi, NodeError, NodeUsage};
+use crate::migration::types::{Aborted, Begin, Prepare, Prepared, Report};
 
 /// [`NodeApi`] of another server, over the network. Errors that are the network's
 /// have the codes `host-unreachable` and `host-untrusted`.
@@ -133,6 +142,42 @@ impl NodeApi for RemoteNode {
 
     async fn forget_vm(&self, vm: VmId) -> Answer<()> {
         self.0.call(ForgetVm { vm }).await
+    }
+
+    async fn migration_support(&self) -> Answer<MigrationSupport> {
+        self.0.call(Support {}).await
+    }
+
+    async fn guest_hardware(&self, vm: VmId) -> Answer<Hardware> {
+        self.0.call(GuestHardware { vm }).await
+    }
+
+    async fn migrate_prepare(&self, prepare: &Prepare) -> Answer<Prepared> {
+        self.0.call(MigratePrepare(Box::new(prepare.clone()))).await
+    }
+
+    async fn migrate_begin(&self, begin: &Begin) -> Answer<()> {
+        self.0.call(MigrateBegin(begin.clone())).await
+    }
+
+    async fn migrate_report(&self, vm: VmId, task: TaskId) -> Answer<Report> {
+        self.0.call(MigrateReport { vm, task }).await
+    }
+
+    async fn migrate_cancel(&self, vm: VmId, task: TaskId) -> Answer<()> {
+        self.0.call(MigrateCancel { vm, task }).await
+    }
+
+    async fn migrate_abort(&self, vm: VmId, task: TaskId) -> Answer<Aborted> {
+        self.0.call(MigrateAbort { vm, task }).await
+    }
+
+    async fn migrate_listen_again(&self, vm: VmId, task: TaskId) -> Answer<SocketAddr> {
+        self.0.call(MigrateListenAgain { vm, task }).await
+    }
+
+    async fn migrate_reconnect(&self, vm: VmId, task: TaskId, to: SocketAddr) -> Answer<()> {
+        self.0.call(MigrateReconnect { vm, task, to }).await
     }
 
     async fn console(&self, vm: VmId) -> Answer<ConsoleLink> {

@@ -19,6 +19,7 @@ use super::body::PeerBody;
 use super::connect::connect;
 use super::io::{Noted, Noting};
 use super::trouble::{Failure, unreachable};
+use super::{CALL_WINDOW, CONNECTION_WINDOW};
 use crate::NodeError;
 use crate::pki::{Credentials, Fingerprint, PkiError, pinned_client};
 
@@ -268,6 +269,8 @@ impl Peer {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(DEAD_AFTER)
+            .initial_stream_window_size(CALL_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(io)
             .await
             .map_err(|e| Failure::of_hyper(&e))?;

@@ -15,6 +15,10 @@ use super::methods::{
     DiscardDatastore, DiscardUpload, ForgetVm, GrowVolume, ImportImage, LongMethod, Method,
     OpenDatastore, Status, Usage, WitnessDatastore,
 };
+use super::moves::{
+    GuestHardware, MigrateAbort, MigrateBegin, MigrateCancel, MigrateListenAgain, MigratePrepare,
+    MigrateReconnect, MigrateReport, Support,
+};
 use super::turns::Turns;
 use super::{PATH, console, image, long, upload};
 use crate::api::NodeApi;
@@ -51,6 +55,15 @@ pub fn router(node: Arc<dyn NodeApi>) -> Router {
         .merge(short::<DeleteVolume>())
         .merge(short::<Allocated>())
         .merge(short::<ForgetVm>())
+        .merge(short::<Support>())
+        .merge(short::<GuestHardware>())
+        .merge(short::<MigratePrepare>())
+        .merge(short::<MigrateBegin>())
+        .merge(short::<MigrateReport>())
+        .merge(short::<MigrateCancel>())
+        .merge(short::<MigrateAbort>())
+        .merge(short::<MigrateListenAgain>())
+        .merge(short::<MigrateReconnect>())
         .route(&format!("/{}", console::NAME), post(console::handle))
         .route(&format!("/{}", console::LOG), post(console::handle_log))
         .route("/{*method}", any(unknown))

@@ -218,6 +218,10 @@ impl Actor {
                 hold.machine.reset().await.map_err(unready)?;
                 hold.reset_to = resets;
             }
+            (Action::Reclaim, Some(hold)) => {
+                self.parts.take_back(self.vm).await?;
+                hold.machine.reclaim().await.map_err(unready)?;
+            }
             (Action::Kill, Some(hold)) => {
                 hold.machine.kill().await.map_err(unready)?;
                 self.hold = None;

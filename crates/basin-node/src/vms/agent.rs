@@ -20,6 +20,7 @@ use super::actor::Actor;
 use super::hold::Hold;
 use super::parts::Parts;
 use super::{Machines, Vms};
+use crate::migration::Migrations;
 
 /// How long VMs' tasks have to finish what they are doing when the daemon stops.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -35,6 +36,7 @@ pub struct Agent {
     vms: Vms,
     actors: BTreeMap<VmId, watch::Sender<Option<Arc<Vm>>>>,
     tasks: JoinSet<VmId>,
+    migrations: Option<Migrations>,
 }
 
 /// What an agent finds when it starts.
@@ -61,7 +63,12 @@ pub async fn traces(store: &dyn Store, host: HostId) -> Result<BTreeSet<VmId>, S
 impl Agent {
     pub fn new(host: HostId, parts: Arc<Parts>, machines: Machines, vms: Vms) -> Agent {
         let (actors, tasks) = Default::default();
-        Agent { host, parts, machines, vms, actors, tasks }
+        Agent { host, parts, machines, vms, actors, tasks, migrations: None }
+    }
+
+    /// VMs on their way to this server are not the agent's until they are its own.
+    pub fn receiving(self, migrations: Migrations) -> Agent {
+        Agent { migrations: Some(migrations), ..self }
     }
 
     /// Runs until stopped. `settled` is told when every VM that was there at the
@@ -153,6 +160,13 @@ impl Agent {
         let ids: BTreeSet<VmId> =
             here.chain(machines.keys().copied()).chain(found.traces).collect();
         for id in ids {
+            if let (Some(vm), Some(migrations)) = (all.get(&id), &self.migrations)
+                && self.is_coming(vm)
+            {
+                let machine = machines.remove(&id).map(|a| a.machine);
+                migrations.adopt(vm, machine);
+                continue;
+            }
             // Resets asked for while no daemon ran are still to be carried out.
             let hold = machines.remove(&id).map(|a| Hold::new(a.machine, a.generation, 0));
             self.spawn(id, all.get(&id).cloned(), hold, found.rebooted, first.clone());
@@ -161,6 +175,11 @@ impl Agent {
 
     fn is_here(&self, vm: &Vm) -> bool {
         vm.placement.is_some_and(|p| p.host == self.host)
+    }
+
+    /// On its way here: until it has arrived it is another server's.
+    fn is_coming(&self, vm: &Vm) -> bool {
+        !self.is_here(vm) && vm.migration.as_ref().is_some_and(|m| m.to == self.host)
     }
 
     fn tell(&mut self, id: VmId, vm: Option<Arc<Vm>>) {
@@ -173,7 +192,12 @@ impl Agent {
                 });
             }
             None if vm.as_ref().is_some_and(|vm| self.is_here(vm)) => {
-                self.spawn(id, vm, None, false, None);
+                // A guest that has arrived brings its machine along.
+                let held = self.machines.get_held(id);
+                let hold = held.map(|(machine, generation)| {
+                    Hold::new(machine, generation, vm.as_ref().map_or(0, |vm| vm.run.resets))
+                });
+                self.spawn(id, vm, hold, false, None);
             }
             None => {}
         }

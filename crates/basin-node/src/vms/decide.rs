@@ -110,6 +110,8 @@ pub enum Action {
     Pause,
     Resume,
     Reset,
+    /// The guest stays after all: its disks are taken back, and it goes on.
+    Reclaim,
     Kill,
     /// Close exports and taps.
     Dismantle,
@@ -139,6 +141,13 @@ fn let_go(desired: Option<&Vm>, status: Option<&VmStatus>, facts: &Facts<'_>) ->
     let reason =
         if desired.is_none() { "the VM is deleted" } else { "the VM is not this server's" };
     let step = |action, status| Decision { action, reason, status, wake: None };
+    if desired.is_some()
+        && facts.machine.as_ref().is_some_and(|m| m.state == MachineState::Switching)
+    {
+        // It has memory that nobody else has yet.
+        let reason = "the guest fetches the rest of its memory";
+        return Decision { action: Action::Rest, reason, status: None, wake: None };
+    }
     if facts.machine.is_some() {
         return step(Action::Kill, None);
     }
@@ -203,6 +212,10 @@ fn enter(status: &mut VmStatus, phase: Phase, now: Timestamp) {
     }
 }
 
+fn is_away(state: &MachineState) -> bool {
+    matches!(state, MachineState::Switching | MachineState::Migrated)
+}
+
 fn after(from: Timestamp, pause: Duration) -> Timestamp {
     from.checked_add(pause).unwrap_or(Timestamp::MAX)
 }
@@ -226,8 +239,22 @@ impl Case<'_> {
             Some(machine) if machine.generation != self.placement.generation => {
                 self.act(Action::Kill, "the machine is of an older hand-over")
             }
+            Some(machine) if is_away(&machine.state) => self.away(),
             Some(machine) => self.with_machine(&machine),
+            None if self.vm.migration.is_some() && self.wanted() => {
+                // It may run at its target, which is asked first.
+                self.rest_until("its machine ended while it moved", None)
+            }
             None => self.without_machine(),
+        }
+    }
+
+    /// The guest has gone over, or is about to.
+    fn away(self) -> Decision {
+        match self.vm.migration {
+            Some(_) => self.rest_until("the guest moves to another server", None),
+            // Whoever ended the migration knows that it never ran there.
+            None => self.act(Action::Reclaim, "the guest did not arrive, and goes on here"),
         }
     }
 

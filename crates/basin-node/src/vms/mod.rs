@@ -2,6 +2,7 @@
 
 mod actor;
 pub mod agent;
+mod arriving;
 mod chain;
 mod decide;
 mod hold;
@@ -80,7 +81,7 @@ impl Machines {
         all.iter().map(|(id, (machine, _))| (*id, machine.clone())).collect()
     }
 
-    fn set(&self, vm: VmId, machine: Option<Held>) {
+    pub fn set(&self, vm: VmId, machine: Option<Held>) {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match machine {
             Some(machine) => drop(all.insert(vm, machine)),

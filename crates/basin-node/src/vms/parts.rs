@@ -12,7 +12,7 @@ use std::sync::Arc;
 use basin_blockd::control::{Export, Held, Layer};
 use basin_model::image::ImageKind;
 use basin_model::vm::{Boot, CpuModel, Placement, Vm};
-use basin_model::{Generation, NicId, VmId};
+use basin_model::{Generation, HostId, NicId, VmId};
 use basin_net::Fabric;
 use basin_qemu::{BootSpec, CdromSpec, DiskSpec, Engine, Machine, MachineSpec, NicSpec};
 use basin_storage::{LayerFile, SeedInput, build_seed};
@@ -20,6 +20,7 @@ use basin_store::Store;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+pub use super::arriving::Arriving;
 use super::chain;
 use super::decide::StartFailure;
 use crate::disks::Disks;
@@ -33,6 +34,7 @@ const MOST_QUEUES: u32 = 4;
 
 /// Makes and takes away; shared by all VMs.
 pub struct Parts {
+    pub host: HostId,
     pub store: Arc<dyn Store>,
     pub engine: Arc<dyn Engine>,
     pub fabric: Arc<dyn Fabric>,
@@ -55,14 +57,14 @@ pub struct Note {
 }
 
 /// Everything about a machine that is to be, before anything of it is made.
-struct Plan {
-    note: Note,
+pub(super) struct Plan {
+    pub(super) note: Note,
     boot: BootSpec,
     cdroms: Vec<CdromSpec>,
     uid: u32,
 }
 
-fn failed(error: impl Explain) -> StartFailure {
+pub(super) fn failed(error: impl Explain) -> StartFailure {
     let problem = error.problem();
     StartFailure {
         message: format!("{}; {}", problem.detail, problem.advice),
@@ -119,7 +121,7 @@ impl Parts {
         Ok(Some(note))
     }
 
-    fn note(&self, vm: VmId) -> Result<Option<Note>, Unready> {
+    pub(super) fn note(&self, vm: VmId) -> Result<Option<Note>, Unready> {
         self.read_note(vm).map_err(|e| io_failed("read", &self.note_path(vm), &e))
     }
 
@@ -134,10 +136,14 @@ impl Parts {
         vm: &Vm,
         placement: Placement,
     ) -> Result<Arc<dyn Machine>, StartFailure> {
-        let plan = self.plan(vm, placement).await.map_err(failed)?;
+        let plan = self.plan(vm, placement.generation, None).await.map_err(failed)?;
         self.networks.ready(&vm.spec.nics).await.map_err(failed)?;
         let _turn = self.starts.acquire().await;
-        let launched = self.make(vm, placement, plan).await;
+        let launched = async {
+            let (spec, taps) = self.make(vm, plan).await.map_err(failed)?;
+            self.engine.launch(&spec, taps).await.map_err(failed)
+        };
+        let launched = launched.await;
         if launched.is_err()
             && let Err(error) = self.dismantle(vm.id).await
         {
@@ -147,23 +153,38 @@ impl Parts {
         launched
     }
 
-    async fn plan(&self, vm: &Vm, placement: Placement) -> Result<Plan, Unready> {
+    /// `arriving`: for a guest that comes from another server.
+    pub(super) async fn plan(
+        &self,
+        vm: &Vm,
+        generation: Generation,
+        arriving: Option<&Arriving<'_>>,
+    ) -> Result<Plan, Unready> {
         let uid = self.engine.uid(vm.id).await.map_err(unready)?;
         let (store, images) = (&*self.store, &*self.images);
         let queues = u16::try_from(vm.spec.vcpus.0.clamp(1, MOST_QUEUES)).unwrap_or(1);
         let mut exports = Vec::new();
         for disk in &vm.spec.disks {
-            let layers = chain::layers(store, images, disk.volume).await?;
+            let moved = arriving.and_then(|arriving| arriving.moved_to(disk.volume));
+            let layers = match moved {
+                Some(to) => {
+                    vec![images.datastores.get(to.datastore)?.volume(disk.volume, to.format)]
+                }
+                None => chain::layers(store, images, disk.volume).await?,
+            };
             exports.push(Export {
                 volume: disk.volume,
-                generation: placement.generation,
+                generation,
                 socket: self.run_dir.join("blockd").join(format!("{}.sock", disk.volume)),
                 uid,
                 layers: layers.into_iter().map(layer).collect(),
                 read_only: disk.read_only,
                 serial: disk.serial.clone(),
                 queues,
-                held: Held::Always,
+                held: match arriving {
+                    Some(_) if !disk.read_only => Held::WhileRunning,
+                    _ => Held::Always,
+                },
             });
         }
         let file = async |id, kind| Ok(chain::image_file(store, images, id, kind).await?.path);
@@ -184,36 +205,40 @@ impl Parts {
             },
         };
         let nics = vm.spec.nics.iter().map(|nic| nic.id).collect();
-        let note = Note { vm: vm.id, generation: placement.generation, exports, nics };
+        let note = Note { vm: vm.id, generation, exports, nics };
         Ok(Plan { note, boot, cdroms, uid })
     }
 
-    async fn make(
+    pub(super) fn write_note(&self, note: &Note) -> Result<(), Unready> {
+        let path = self.note_path(note.vm);
+        let json = serde_json::to_vec(note).map_err(io::Error::other);
+        json.and_then(|json| files::write_briefly(&path, &json, 0o600, None))
+            .map_err(|e| io_failed("write", &path, &e))
+    }
+
+    /// Makes what the machine stands on.
+    pub(super) async fn make(
         &self,
         vm: &Vm,
-        placement: Placement,
         plan: Plan,
-    ) -> Result<Arc<dyn Machine>, StartFailure> {
-        let path = self.note_path(vm.id);
-        let json = serde_json::to_vec(&plan.note).map_err(io::Error::other);
-        json.and_then(|json| files::write_briefly(&path, &json, 0o600, None))
-            .map_err(|e| failed(io_failed("write", &path, &e)))?;
+    ) -> Result<(MachineSpec, Vec<OwnedFd>), Unready> {
+        self.write_note(&plan.note)?;
         for export in &plan.note.exports {
-            self.disks.open(export).await.map_err(failed)?;
+            self.disks.open(export).await.map_err(unready)?;
         }
         let mut cdroms = plan.cdroms;
-        if let Some(seed) = self.seed(vm, plan.uid).map_err(failed)? {
+        if let Some(seed) = self.seed(vm, plan.uid)? {
             cdroms.push(CdromSpec { path: seed });
         }
         let mut taps: Vec<OwnedFd> = Vec::new();
         for nic in &vm.spec.nics {
             let tap = self.fabric.open_tap(nic.network, nic.id, nic.mac, nic.address).await;
-            taps.push(tap.map_err(failed)?);
+            taps.push(tap.map_err(unready)?);
         }
         let disk = |e: &Export| DiskSpec { socket: e.socket.clone(), queues: e.queues };
         let spec = MachineSpec {
             vm: vm.id,
-            generation: placement.generation,
+            generation: plan.note.generation,
             name: vm.meta.name.to_string(),
             vcpus: vm.spec.vcpus,
             memory: vm.spec.memory,
@@ -225,7 +250,7 @@ impl Parts {
             cdroms,
             nics: vm.spec.nics.iter().map(|nic| NicSpec { mac: nic.mac }).collect(),
         };
-        self.engine.launch(&spec, taps).await.map_err(failed)
+        Ok((spec, taps))
     }
 
     /// The cloud-init seed, made anew for each start from what the VM says now.
@@ -250,6 +275,8 @@ impl Parts {
             self.fabric.close_tap(nic).await.map_err(unready)?;
         }
         for export in note.exports {
+            // One that another server was to fill.
+            self.disks.revoke(export.volume, note.generation).await.map_err(unready)?;
             self.disks.close(export.volume, note.generation).await.map_err(unready)?;
         }
         let path = self.note_path(vm);
@@ -282,6 +309,6 @@ fn layer(file: LayerFile) -> Layer {
     Layer { path: file.path, format: file.format }
 }
 
-fn unready(error: impl Explain) -> Unready {
+pub(super) fn unready(error: impl Explain) -> Unready {
     Unready { problem: error.problem(), tries: error.tries() }
 }

@@ -132,6 +132,7 @@ impl Server {
             run: Run { power: OFF, epoch: 0, resets: 0 },
             placement: Some(Placement { host: self.host, generation: Generation(1) }),
             hardware: None,
+            migration: None,
         }
     }
 

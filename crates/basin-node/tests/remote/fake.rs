@@ -1,5 +1,6 @@
+use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use basin_model::datastore::{Capacity, Datastore};
@@ -7,8 +8,11 @@ use basin_model::host::{HostCapacity, HostStatus, KvmVerdict, QemuInfo};
 use basin_model::image::ImageContent;
 use basin_model::task::Problem;
 use basin_model::volume::{Volume, VolumeFormat};
-use basin_model::{Bytes, DatastoreId, HostId, ImageId, Vcpus, VmId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, TaskId, Vcpus, VmId};
+use basin_node::migration::types::{Aborted, Begin, Copied, Prepare, Prepared, Report, Stage};
 use basin_node::{Chain, ConsoleLink, NodeApi, NodeError, NodeUsage, VmUsage};
+use basin_qemu::Hardware;
+use basin_qemu::migrate::MigrationSupport;
 use basin_storage::{ImageBytes, ImportRequest, Progress, Proof, UploadId};
 use futures::stream;
 use ipnet::Ipv4Net;
@@ -31,6 +35,8 @@ pub struct Fake {
     /// The most there ever were at once.
     pub most: AtomicU32,
     pub uploaded: Mutex<Vec<u8>>,
+    /// Uploads are not read: the disk does not take them.
+    pub stuck: AtomicBool,
     /// Uploads that broke off.
     pub broken: AtomicU32,
     /// What the console's other end writes with; None: nobody has it open.
@@ -127,6 +133,27 @@ pub fn image_file() -> Vec<u8> {
     (0..3_000_001u32).map(|n| (n % 251) as u8).collect()
 }
 
+pub fn hardware() -> Hardware {
+    Hardware {
+        machine: "pc-q35-7.2".into(),
+        cpu: "Nehalem".into(),
+        accelerator: "tcg".into(),
+        ram: Bytes::mib(256),
+        max_vcpus: Vcpus(2),
+        flash: None,
+        described: false,
+        layout: 1,
+    }
+}
+
+pub fn prepared() -> Prepared {
+    let disk = basin_model::VolumeId::from_uuid(Uuid::from_u128(5));
+    Prepared {
+        address: "10.0.0.2:4711".parse().unwrap(),
+        disks: [(disk, "10.0.0.2:10809".parse().unwrap())].into(),
+    }
+}
+
 #[async_trait]
 impl NodeApi for Fake {
     async fn status(&self) -> Answer<HostStatus> {
@@ -190,6 +217,9 @@ impl NodeApi for Fake {
         bytes: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Answer<Bytes> {
         self.note("receive_upload", json!([datastore, upload]))?;
+        if self.stuck.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let mut all = Vec::new();
         match bytes.read_to_end(&mut all).await {
             Ok(size) => {
@@ -259,6 +289,57 @@ impl NodeApi for Fake {
 
     async fn forget_vm(&self, vm: VmId) -> Answer<()> {
         self.note("forget_vm", json!([vm]))
+    }
+
+    async fn migration_support(&self) -> Answer<MigrationSupport> {
+        self.note("migration_support", json!([]))?;
+        Ok(MigrationSupport { version: "7.2.22".into(), ..Default::default() })
+    }
+
+    async fn guest_hardware(&self, vm: VmId) -> Answer<Hardware> {
+        self.note("guest_hardware", json!([vm]))?;
+        Ok(hardware())
+    }
+
+    async fn migrate_prepare(&self, prepare: &Prepare) -> Answer<Prepared> {
+        self.note("migrate_prepare", json!([prepare]))?;
+        Ok(prepared())
+    }
+
+    async fn migrate_begin(&self, begin: &Begin) -> Answer<()> {
+        self.note("migrate_begin", json!([begin]))
+    }
+
+    async fn migrate_report(&self, vm: VmId, task: TaskId) -> Answer<Report> {
+        self.note("migrate_report", json!([vm, task]))?;
+        Ok(Report {
+            stage: Stage::Stayed { cancelled: true, why: "ü".into() },
+            disks: Copied { total: Bytes(9), left: Bytes(3) },
+            memory: Copied::default(),
+            dirty_rate: basin_model::BytesPerSecond(1),
+            bandwidth: basin_model::BytesPerSecond(2),
+            remaining_time: Some(std::time::Duration::from_millis(1500)),
+            throttle: 20,
+            passes: 3,
+        })
+    }
+
+    async fn migrate_cancel(&self, vm: VmId, task: TaskId) -> Answer<()> {
+        self.note("migrate_cancel", json!([vm, task]))
+    }
+
+    async fn migrate_abort(&self, vm: VmId, task: TaskId) -> Answer<Aborted> {
+        self.note("migrate_abort", json!([vm, task]))?;
+        Ok(Aborted::Runs)
+    }
+
+    async fn migrate_listen_again(&self, vm: VmId, task: TaskId) -> Answer<SocketAddr> {
+        self.note("migrate_listen_again", json!([vm, task]))?;
+        Ok("[fd00::1]:7".parse().unwrap())
+    }
+
+    async fn migrate_reconnect(&self, vm: VmId, task: TaskId, to: SocketAddr) -> Answer<()> {
+        self.note("migrate_reconnect", json!([vm, task, to]))
     }
 
     async fn console(&self, vm: VmId) -> Answer<ConsoleLink> {

@@ -1,5 +1,6 @@
 //! Servers trust and reach each other: real listeners, real certificates, real TLS.
 
+mod crowd;
 mod fake;
 mod faults;
 mod keep;

@@ -3,10 +3,13 @@ use std::sync::{Arc, Mutex};
 use basin_model::datastore::{Datastore, DatastoreKind, DatastoreState, Sharing};
 use basin_model::image::{Image, ImageKind, ImageState, SourceFormat};
 use basin_model::task::Problem;
+use basin_model::vm::MigrationPolicy;
 use basin_model::volume::{Volume, VolumeFormat, VolumeSource, VolumeState};
-use basin_model::{Bytes, DatastoreId, HostId, ImageId, Meta, VmId, VolumeId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId, Meta, TaskId, VmId, VolumeId};
+use basin_node::migration::types::{Begin, Prepare};
 use basin_node::remote::{Peers, full};
 use basin_node::{Chain, NodeApi, NodeError};
+use basin_qemu::migrate::{Channel, MigrationKey};
 use basin_storage::{ImportRequest, ImportSource, Proof, UploadId};
 use hyper::Request;
 use serde_json::{Value, json};
@@ -42,6 +45,28 @@ pub fn import() -> ImportRequest {
         source: ImportSource::Url { url: "https://example.net/a b?c=%20".into() },
         format: Some(SourceFormat::Vmdk),
         sha256: None,
+    }
+}
+
+fn prepare(vm: VmId, key: MigrationKey, volume: Volume) -> Prepare {
+    let vm = serde_json::from_value(json!({
+        "id": vm,
+        "meta": meta("web"),
+        "spec": {
+            "vcpus": 1, "memory": 1 << 28, "machine": "q35",
+            "boot": {"firmware": "bios"}, "disks": [], "cdroms": [], "nics": [],
+            "policy": {"guest_crash": "restart", "machine_death": "restart"},
+        },
+        "run": {"power": {"state": "running"}, "epoch": 1, "resets": 0},
+        "placement": null,
+    }));
+    Prepare {
+        vm: vm.unwrap(),
+        hardware: fake::hardware(),
+        key,
+        channel: Channel { postcopy: true, ..Channel::default() },
+        source: HostId::from_uuid(Uuid::now_v7()),
+        volumes: vec![volume],
     }
 }
 
@@ -117,6 +142,30 @@ async fn ask_all(node: &dyn NodeApi, fake: &Fake) -> Vec<Result<Value, NodeError
     check("delete_volume", json!([volume, 0]), value(node.delete_volume(&volume).await));
     check("allocated", json!([volume]), value(node.allocated(&volume).await));
     check("forget_vm", json!([vm]), value(node.forget_vm(vm).await));
+    let task = TaskId::from_uuid(Uuid::now_v7());
+    check("migration_support", json!([]), value(node.migration_support().await));
+    check("guest_hardware", json!([vm]), value(node.guest_hardware(vm).await));
+    let key = MigrationKey::fresh();
+    let prepare = prepare(vm, key.clone(), volume.clone());
+    check("migrate_prepare", json!([prepare]), value(node.migrate_prepare(&prepare).await));
+    let begin = Begin {
+        vm,
+        task,
+        to: from,
+        prepared: fake::prepared(),
+        key,
+        channel: Channel::default(),
+        policy: MigrationPolicy { or_stay: true, ..Default::default() },
+    };
+    check("migrate_begin", json!([begin]), value(node.migrate_begin(&begin).await));
+    check("migrate_report", json!([vm, task]), value(node.migrate_report(vm, task).await));
+    check("migrate_cancel", json!([vm, task]), value(node.migrate_cancel(vm, task).await));
+    check("migrate_abort", json!([vm, task]), value(node.migrate_abort(vm, task).await));
+    let answer = node.migrate_listen_again(vm, task).await;
+    check("migrate_listen_again", json!([vm, task]), value(answer));
+    let to = "10.0.0.1:5".parse().unwrap();
+    let answer = node.migrate_reconnect(vm, task, to).await;
+    check("migrate_reconnect", json!([vm, task, to]), value(answer));
     let answer = node.console(vm).await.map(|link| link.history);
     check("console", json!([vm]), value(answer));
     check("console_log", json!([vm, 100_000]), value(node.console_log(vm, 100_000).await));
