@@ -153,8 +153,7 @@ fn cluster(app: &App) -> Cluster {
         leader: leader.map(|host| reference(host, &snapshot)),
         store: app.seat.contact().map(|contact| Store {
             external: snapshot.cluster.as_ref().is_some_and(|c| c.external_etcd.is_some()),
-            members: members(&snapshot, true),
-            catching_up: members(&snapshot, false),
+            members: snapshot.voters.keys().map(|host| reference(*host, &snapshot)).collect(),
             asks: contact.asks,
             age_ms: u64::try_from(contact.age.as_millis()).unwrap_or(u64::MAX),
             lost: contact.lost,
@@ -166,11 +165,6 @@ fn cluster(app: &App) -> Cluster {
             advice: failed.problem.advice,
         }),
     }
-}
-
-fn members(snapshot: &Snapshot, vote: bool) -> Vec<Reference> {
-    let all = snapshot.store_members.values().filter(|m| m.value.votes == vote);
-    all.map(|m| reference(m.value.host, snapshot)).collect()
 }
 
 fn reference(host: HostId, snapshot: &Snapshot) -> Reference {

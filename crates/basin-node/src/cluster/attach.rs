@@ -63,7 +63,7 @@ pub async fn attach(
         }
         std::fs::rename(&data, &aside).map_err(failed)?;
     }
-    let store = StoreConfig::Own { endpoints: seen.endpoints, member: None };
+    let store = StoreConfig::Own { endpoints: seen.endpoints };
     let new = ClusterConfig { store, epoch: seen.epoch, ..config.clone() };
     dir.store(&new).map_err(failed)?;
     Ok(new)

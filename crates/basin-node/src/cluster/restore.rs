@@ -3,21 +3,20 @@
 
 use std::path::{Path, PathBuf};
 
-use basin_model::cluster::{ClusterRecord, StoreMember};
+use basin_model::cluster::ClusterRecord;
 use basin_model::host::Host;
 use basin_model::keys::{self, Kind};
 use basin_model::task::Problem;
 use basin_model::{HostId, cluster::ExternalEtcd};
 use basin_store::records::TxnBuilder;
 use basin_store::{EtcdStore, records};
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::config::{etcd_url, no_member};
-use super::found::{store, wait_until_up};
-use super::{Beginning, ClusterConfig, ClusterDir, ETCD_CLIENT_PORT, ETCD_PEER_PORT, StoreConfig};
-use crate::etcd::{self, EtcdMember, MemberConfig};
+use super::config::no_member;
+use super::found::{be_known, store, wait_until_up};
+use super::{ClusterConfig, ClusterDir, StoreConfig};
+use crate::etcd::{self, Beginning, MemberConfig};
 use crate::lockfile;
 use crate::problem::problem;
 
@@ -43,13 +42,14 @@ pub async fn restore(state_dir: &Path, host: HostId, backup: &Path) -> Result<Re
             format!("the state is in an etcd of somebody else's: {}", endpoints.join(", "));
         return Err(problem("restore-refused", detail, "restore that etcd with its own tools"));
     }
-    let member = Some(Beginning::New { token: Uuid::now_v7().to_string() });
-    let endpoints = vec![etcd_url(config.advertise, ETCD_CLIENT_PORT)];
-    let mut new = ClusterConfig { store: StoreConfig::Own { endpoints, member }, ..config };
-    let member = new.member(host, &dir).ok_or_else(|| unusable(&dir, &"no member"))?;
-    etcd::end(&no_member(host, &new, &dir)).await?;
+    let endpoints = vec![config.own_endpoint()];
+    let mut new = ClusterConfig { store: StoreConfig::Own { endpoints }, ..config };
+    let token = Uuid::now_v7().to_string();
+    let beginning = Beginning::New { token: token.clone() };
+    let member = MemberConfig { beginning, ..no_member(host, &new, &dir) };
+    etcd::end(&member).await?;
     etcd::restore(&member, backup).await?;
-    let settled = settle(&dir, &mut new, host, member.clone()).await;
+    let settled = settle(&dir, &mut new, host, token).await;
     if settled.is_err() {
         put_back(&member);
         return settled;
@@ -63,16 +63,18 @@ async fn settle(
     dir: &ClusterDir,
     config: &mut ClusterConfig,
     host: HostId,
-    member: MemberConfig,
+    token: String,
 ) -> Result<Restored, Problem> {
     let material = dir.tls().load().map_err(|e| unusable(dir, &e))?;
     let material = material.ok_or_else(|| unusable(dir, &"no certificate"))?;
-    let stop = CancellationToken::new();
-    let member = EtcdMember::start(member, None, &stop).await;
+    let resident = config.resident(host, dir, None, CancellationToken::new());
+    let resident = resident.ok_or_else(|| unusable(dir, &"no etcd of its own"))?;
+    let member = resident.begin(token).await?;
     let done = async {
         let to = EtcdStore::connect(&config.etcd_options(&material)).map_err(|e| store(&e))?;
         wait_until_up(&to, Some(&member)).await?;
-        newest(&to, config, host).await
+        let restored = newest(&to, config, host).await?;
+        be_known(&to, &resident).await.map(|()| restored)
     };
     let done = done.await;
     member.shut_down().await?;
@@ -97,22 +99,7 @@ async fn newest(
     }
     config.epoch = config.epoch.max(there.value.epoch) + 1;
     let record = ClusterRecord { epoch: config.epoch, ..there.value.clone() };
-    let own = StoreMember {
-        host,
-        client_url: etcd_url(config.advertise, ETCD_CLIENT_PORT),
-        peer_url: etcd_url(config.advertise, ETCD_PEER_PORT),
-        others: Vec::new(),
-        since: Timestamp::now(),
-        votes: true,
-    };
-    let mut txn = TxnBuilder::new().replace(&there, &record).put(keys::store_member(host), &own);
-    let (members, _) = records::list::<StoreMember>(to, &Kind::StoreMember.prefix())
-        .await
-        .map_err(|e| store(&e))?;
-    for other in members.into_iter().filter(|m| m.value.host != host) {
-        txn = txn.delete(other.key);
-    }
-    txn.commit(to).await.map_err(|e| {
+    TxnBuilder::new().replace(&there, &record).commit(to).await.map_err(|e| {
         problem("restore-failed", format!("etcd refused: {e}"), "try again, with the same backup")
     })?;
     let servers = hosts.into_iter().map(|h| h.value.meta.name.to_string()).collect();

@@ -143,9 +143,6 @@ fn sheet(cluster: &Cluster) -> Sheet {
         let members: Vec<String> = store.members.iter().map(name).collect();
         let members = if store.external { "external".to_owned() } else { members.join(", ") };
         sheet.pair("State kept by", members);
-        for host in &store.catching_up {
-            sheet.pair("Catching up", name(host));
-        }
         sheet.some("Asked at", store.asks.as_deref());
         match &store.lost {
             Some(why) => {

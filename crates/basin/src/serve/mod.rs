@@ -87,8 +87,6 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     prepare(&args.state_dir, 0o711)?;
     prepare(&args.run_dir, 0o711)?;
     let host = identity::host_id(&args.state_dir)?;
-    let https = args.listen.address().map(listen::bind_https).transpose()?;
-    let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     let name = args.host_name()?;
 
     let stop = CancellationToken::new();
@@ -101,11 +99,17 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     };
     let (store, member) = match opened {
         Opened::Ready(store, member) => (store, member),
-        Opened::Removed => return leave::begin_anew(args, host).await.map(|()| End::Again),
+        Opened::Removed => {
+            stop.cancel();
+            return leave::begin_anew(args, host).await.map(|()| End::Again);
+        }
         Opened::Again => return Ok(End::Again),
     };
+    let https = args.listen.address().map(listen::bind_https).transpose()?;
+    let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     records::check_schema(&*store).await?;
     if leave::was_removed(&*store, host).await? {
+        stop.cancel();
         return leave::begin_anew(args, host).await.map(|()| End::Again);
     }
     bootstrap::ensure_host(&*store, host, &name).await?;
