@@ -12,7 +12,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use basin_model::cluster::{Authority, ClusterRecord, ExternalEtcd, Issued, StoreMember};
+use basin_model::cluster::{Authority, ClusterRecord, ExternalEtcd, Issued};
 use basin_model::host::Host;
 use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
@@ -23,9 +23,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::attempt::{self, Intent};
-use super::config::{etcd_url, external_options};
-use super::{Beginning, ClusterConfig, ClusterDir, ETCD_CLIENT_PORT, ETCD_PEER_PORT, StoreConfig};
-use crate::etcd::EtcdMember;
+use super::config::external_options;
+use super::{ClusterConfig, ClusterDir, StoreConfig};
+use crate::etcd::{EtcdMember, Resident};
+use crate::fault::point;
 use crate::files;
 use crate::pki::{ClusterCa, Material, PkiError, Subject, request};
 use crate::problem::problem;
@@ -45,7 +46,7 @@ pub struct Found {
 
 /// Makes everything that can be made while the daemon serves. With the intent noted,
 /// the next start goes on.
-pub fn prepare(next: &ClusterDir, found: &Found, attempt: Uuid) -> Result<(), Problem> {
+pub fn prepare(next: &ClusterDir, found: &Found, id: Uuid) -> Result<(), Problem> {
     let now = Timestamp::now();
     attempt::discard(next).map_err(|e| unwritable(next, &e))?;
     let ca = ClusterCa::create("Basin cluster", now).map_err(|e| unmade(&e))?;
@@ -57,25 +58,29 @@ pub fn prepare(next: &ClusterDir, found: &Found, attempt: Uuid) -> Result<(), Pr
     let cluster = Uuid::now_v7();
     let store = match &found.external {
         Some(external) => StoreConfig::External(external.clone()),
-        None => StoreConfig::Own {
-            endpoints: vec![etcd_url(found.advertise, ETCD_CLIENT_PORT)],
-            member: Some(Beginning::New { token: cluster.to_string() }),
-        },
+        None => StoreConfig::Own { endpoints: Vec::new() },
     };
     let (advertise, api_port) = (found.advertise, found.api_port);
-    let config = ClusterConfig { cluster, advertise, api_port, store };
+    let mut config = ClusterConfig { cluster, advertise, api_port, store };
+    let own = config.own_endpoint();
+    if let StoreConfig::Own { endpoints } = &mut config.store {
+        endpoints.push(own);
+    }
     next.tls().store(&material).map_err(|e| unmade(&e))?;
     let list = ca.revocations(&[], 1, now).map_err(|e| unmade(&e))?;
     let write = || {
-        files::write(&next.revoked(), list.as_bytes(), 0o600, None)?;
+        next.store_revoked(&list)?;
         next.store(&config)?;
         // The CA's key is here only until the store has it.
         let authority = Authority { certificate: ca.certificate_pem(), key: ca.key_pem() };
         let text = serde_json::to_vec(&authority).map_err(std::io::Error::other)?;
-        files::write(&next.path().join("authority.json"), &text, 0o600, None)?;
-        attempt::intend(next, &Intent::Found { attempt })
+        files::write(&next.path().join(attempt::AUTHORITY), &text, 0o600, None)?;
+        point("init/intent/before");
+        attempt::intend(next, &Intent::Found { attempt: id })
     };
-    write().map_err(|e| unwritable(next, &e))
+    write().map_err(|e| unwritable(next, &e))?;
+    point("init/intent/after");
+    Ok(())
 }
 
 /// Moves the single server's records in. Nobody may write to `from` meanwhile.
@@ -92,48 +97,68 @@ pub async fn move_in(
     let config = next.load().map_err(|e| unreadable(&e))?.ok_or_else(|| unreadable(&"empty"))?;
     let material = next.tls().load().map_err(|e| unreadable(&e))?;
     let material = material.ok_or_else(|| unreadable(&"no certificate"))?;
-    let authority = next.path().join("authority.json");
+    let authority = next.path().join(attempt::AUTHORITY);
     let kept: Authority = std::fs::read(&authority)
         .map_err(|e| unreadable(&e))
         .and_then(|text| serde_json::from_slice(&text).map_err(|e| unreadable(&e)))?;
-    let member = match config.member(host, next) {
+    let resident = config.resident(host, next, None, stop.clone());
+    let member = match &resident {
         None => None,
-        Some(member) => {
-            // What an attempt left that was cut off is of no use.
-            match std::fs::remove_dir_all(next.etcd()) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unreadable(&e)),
-                _ => {}
-            }
-            Some(EtcdMember::start(member, None, stop).await)
+        Some(resident) => {
+            // What an attempt left that was cut off is of no use; its process may run.
+            resident.clear_all().await?;
+            Some(resident.begin(config.cluster.to_string()).await?)
         }
     };
     let options = config.etcd_options(&material);
     let moved = async {
         let to = EtcdStore::connect(&options).map_err(|e| store(&e))?;
         wait_until_up(&to, member.as_ref()).await?;
-        refuse_strangers(&to, &config).await?;
-        copy_all(from, &to, &|_| true).await.map_err(|e| store(&e))?;
-        settle(&to, &config, host, &material, &kept).await
+        point("init/copy/before");
+        if !settled(&to, &config).await? {
+            copy_all(from, &to, &|_| true).await.map_err(|e| store(&e))?;
+            point("init/copy/after");
+            settle(&to, &config, host, &material, &kept).await?;
+        }
+        point("init/settle/after");
+        match &resident {
+            Some(resident) => be_known(&to, resident).await,
+            None => Ok(()),
+        }
     };
-    let moved = moved.await;
-    if let Some(member) = member {
-        member.shut_down().await?;
+    let moved: Result<(), Problem> = moved.await;
+    match (&member, &moved) {
+        (None, _) => {}
+        // It begins again where the directory is then, with what it holds.
+        (Some(member), Ok(())) => member.shut_down().await?,
+        (Some(_), Err(_)) => {
+            if let Some(resident) = &resident {
+                resident.clear_all().await?;
+            }
+        }
     }
-    moved?;
-    std::fs::remove_file(&authority).map_err(|e| unreadable(&e))
+    moved
 }
 
-/// An etcd of somebody else's may hold another cluster of Basin.
-async fn refuse_strangers(to: &dyn Store, config: &ClusterConfig) -> Result<(), Problem> {
+/// Whether the copy was finished before, by a daemon that then died. An etcd of
+/// somebody else's may hold another cluster of Basin.
+async fn settled(to: &dyn Store, config: &ClusterConfig) -> Result<bool, Problem> {
     let there = records::get::<ClusterRecord>(to, &keys::cluster()).await.map_err(|e| store(&e))?;
     match there {
         Some(there) if there.value.id != config.cluster => Err(problem(
             "etcd-in-use",
             format!("that etcd holds the state of another cluster of Basin ({})", there.value.id),
-            "join that cluster ('basin join'), or name another etcd",
+            "join that cluster ('basin join'), or name another etcd; one that is of no use any more \
+             is emptied with 'etcdctl del --prefix /basin/'",
         )),
-        _ => Ok(()),
+        there => Ok(there.is_some()),
     }
+}
+
+/// Notes whose data these are, before they move.
+async fn be_known(to: &EtcdStore, resident: &Resident) -> Result<(), Problem> {
+    let members = to.members().await.map_err(|e| store(&e))?;
+    resident.tend(&members).await.map(drop)
 }
 
 /// What only a cluster has.
@@ -166,21 +191,11 @@ async fn settle(
         serial: material.facts().serial.clone(),
         expires_at: material.facts().not_after,
     };
-    let mut txn = TxnBuilder::new()
+    let txn = TxnBuilder::new()
         .put(keys::cluster(), &record)
         .put(keys::authority(), authority)
         .put(keys::issued(&issued.serial), &issued)
         .replace(&own, &new);
-    if matches!(config.store, StoreConfig::Own { .. }) {
-        let member = StoreMember {
-            host,
-            client_url: etcd_url(config.advertise, ETCD_CLIENT_PORT),
-            peer_url: etcd_url(config.advertise, ETCD_PEER_PORT),
-            others: Vec::new(),
-            since: now,
-        };
-        txn = txn.put(keys::store_member(host), &member);
-    }
     txn.commit(to).await.map(drop).map_err(|e| {
         let advice = "try again; nothing has changed on this server";
         problem("cluster-unfinished", format!("the store refused: {e}"), advice)

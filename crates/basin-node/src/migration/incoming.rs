@@ -42,10 +42,8 @@ pub struct Coming {
 enum State {
     /// Nothing is here yet.
     New,
-    Waits {
-        machine: Arc<dyn Machine>,
-        prepared: Prepared,
-    },
+    /// `prepared`: what was answered, unless an earlier daemon answered it.
+    Waits { machine: Arc<dyn Machine>, prepared: Option<Prepared> },
     /// The guest is here: this server is, or becomes, the VM's owner.
     Arrived,
     /// It was given up.
@@ -71,14 +69,43 @@ impl Coming {
         let mut state = self.state.lock().await;
         match &*state {
             State::New => {}
-            State::Waits { prepared, .. } => return Ok(prepared.clone()),
+            State::Waits { prepared: Some(prepared), .. } => return Ok(prepared.clone()),
+            State::Waits { machine, prepared: None } => {
+                let machine = machine.clone();
+                let prepared = self.again(migrations, prepare, &*machine).await?;
+                *state = State::Waits { machine, prepared: Some(prepared.clone()) };
+                return Ok(prepared);
+            }
             State::Arrived => return Err(over("its guest has arrived here already")),
             State::Dead => return Err(over("it was given up here")),
         }
         let (machine, prepared) = self.make(migrations, prepare).await?;
         self.watch(migrations, machine.clone());
-        *state = State::Waits { machine, prepared: prepared.clone() };
+        *state = State::Waits { machine, prepared: Some(prepared.clone()) };
         Ok(prepared)
+    }
+
+    /// What an earlier daemon answered, found out again.
+    async fn again(
+        &self,
+        migrations: &Migrations,
+        prepare: &Prepare,
+        machine: &dyn Machine,
+    ) -> Answer<Prepared> {
+        let arriving = self.arriving(prepare);
+        let address = migrations.address().await?;
+        let address = machine.listen(address).await.map_err(|e| node_error(&e))?;
+        let disks = migrations.0.parts.served(&arriving).await?;
+        Ok(Prepared { address, disks })
+    }
+
+    fn arriving<'a>(&self, prepare: &'a Prepare) -> Arriving<'a> {
+        Arriving {
+            vm: &prepare.vm,
+            generation: self.generation,
+            moved: &prepare.volumes,
+            from: prepare.source,
+        }
     }
 
     async fn make(
@@ -88,12 +115,7 @@ impl Coming {
     ) -> Answer<(Arc<dyn Machine>, Prepared)> {
         let parts = &migrations.0.parts;
         self.let_go(migrations).await?;
-        let arriving = Arriving {
-            vm: &prepare.vm,
-            generation: self.generation,
-            moved: &prepare.volumes,
-            from: prepare.source,
-        };
+        let arriving = self.arriving(prepare);
         let address = migrations.address().await?;
         let made = async {
             let disks = parts.make_room(&arriving).await?;
@@ -135,13 +157,10 @@ impl Coming {
         }
     }
 
-    /// A machine that an earlier daemon made. What it answered then is not known any
-    /// more; whoever asks again gets a new one.
+    /// A machine that an earlier daemon made.
     pub fn adopt(self: &Arc<Self>, migrations: &Migrations, machine: Arc<dyn Machine>) {
         if let Ok(mut state) = self.state.try_lock() {
-            let nowhere = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
-            let prepared = Prepared { address: nowhere, disks: Default::default() };
-            *state = State::Waits { machine: machine.clone(), prepared };
+            *state = State::Waits { machine: machine.clone(), prepared: None };
         }
         self.watch(migrations, machine);
     }

@@ -72,7 +72,7 @@ impl Parts {
     }
 
     /// Where each disk is to be sent.
-    async fn served(
+    pub async fn served(
         &self,
         arriving: &Arriving<'_>,
     ) -> Result<BTreeMap<VolumeId, SocketAddr>, NodeError> {

@@ -53,7 +53,7 @@ fn prepare(vm: VmId, key: MigrationKey, volume: Volume) -> Prepare {
         "id": vm,
         "meta": meta("web"),
         "spec": {
-            "vcpus": 1, "memory": 1 << 28, "cpu_model": "auto", "machine": "q35",
+            "vcpus": 1, "memory": 1 << 28, "machine": "q35",
             "boot": {"firmware": "bios"}, "disks": [], "cdroms": [], "nics": [],
             "policy": {"guest_crash": "restart", "machine_death": "restart"},
         },

@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use basin_model::vm::{Boot, CpuModel, FailurePolicy, Machine as MachineType, Nic, Run, VmSpec};
+use basin_model::vm::{
+    Boot, CpuModel, FailurePolicy, Machine as MachineType, Migration, Nic, Run, VmSpec,
+};
 use basin_model::{Bytes, Meta, Name, NetworkId, NicId, Vcpus, VmId};
 
 use super::*;
@@ -358,4 +360,48 @@ fn an_older_hand_over_is_ended_and_the_newer_one_begins_unburdened() {
     stale.status.as_mut().unwrap().generation = Generation(2);
     let d = stale.decide();
     assert_eq!((d.action, d.status), (Action::Kill, None));
+}
+
+fn moving(phase: Phase, machine: Option<Seen>) -> Row {
+    let mut row = row(RUNNING, 1, phase, machine);
+    row.vm.as_mut().unwrap().migration = Some(Migration {
+        task: basin_model::TaskId::from_uuid(uuid(9)),
+        to: ELSEWHERE,
+        generation: Generation(2),
+        disks: Default::default(),
+    });
+    row
+}
+
+#[test]
+fn a_guest_that_moves_is_left_to_its_migration() {
+    let check = |row: Row, action: Action| {
+        let d = row.decide();
+        assert_eq!(d.action, action, "{}", d.reason);
+    };
+    for state in [MachineState::Running, MachineState::Switching, MachineState::Migrated] {
+        check(moving(Phase::Running, seen(state)), Action::Rest);
+    }
+    // It may run over there: it is not started here, whatever the policy says.
+    check(moving(Phase::Running, None), Action::Rest);
+    // Its guest turned itself off before it could go.
+    check(moving(Phase::Running, seen(MachineState::Shutdown)), Action::Kill);
+    // The migration is over, and it stayed.
+    let stays = |state| row(RUNNING, 1, Phase::Running, seen(state));
+    check(stays(MachineState::Migrated), Action::Reclaim);
+    check(stays(MachineState::Switching), Action::Reclaim);
+}
+
+#[test]
+fn a_guest_that_has_gone_over_is_let_go_once_all_of_it_has() {
+    let gone = |state| {
+        let mut row = row(RUNNING, 1, Phase::Running, seen(state));
+        row.vm.as_mut().unwrap().placement =
+            Some(Placement { host: ELSEWHERE, generation: Generation(2) });
+        row.decide()
+    };
+    let fetching = gone(MachineState::Switching);
+    assert_eq!((fetching.action, fetching.status), (Action::Rest, None));
+    assert_eq!(gone(MachineState::Migrated).action, Action::Kill);
+    assert_eq!(gone(MachineState::Running).action, Action::Kill);
 }

@@ -256,7 +256,9 @@ impl World {
                 }
             }
             Action::Pause => self.machine.as_mut().unwrap().state = MachineState::Paused,
-            Action::Resume => self.machine.as_mut().unwrap().state = MachineState::Running,
+            Action::Resume | Action::Reclaim => {
+                self.machine.as_mut().unwrap().state = MachineState::Running
+            }
             Action::Reset => {
                 let m = self.machine.as_mut().unwrap();
                 m.reset_to = resets;
