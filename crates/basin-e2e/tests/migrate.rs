@@ -20,7 +20,8 @@ fn cluster(servers: usize) -> Cluster {
         until("every server has proven the shared storage", || {
             let hosts = server.call(server.client().list::<basin_api::host::Host>());
             let stores = server.call(server.client().list::<Datastore>());
-            hosts.is_ok_and(|h| h.items.len() == servers) && stores.is_ok_and(|d| d.items.len() > servers)
+            hosts.is_ok_and(|h| h.items.len() == servers)
+                && stores.is_ok_and(|d| d.items.len() > servers)
         });
     }
     cluster
@@ -73,7 +74,8 @@ impl Busy<'_> {
             let last = self.console.run(&format!("grep acked /tmp/w{n} | tail -n1"));
             let acked = last.split_whitespace().last().unwrap_or("0").to_owned();
             assert!(acked.parse::<u64>().unwrap_or(0) > 0, "the guest wrote: {last}");
-            let checked = self.console.run(&format!("guest-tool disk-check dev={dev} acked={acked}"));
+            let checked =
+                self.console.run(&format!("guest-tool disk-check dev={dev} acked={acked}"));
             assert!(checked.contains("disk: ok"), "{checked}");
         }
     }
@@ -116,7 +118,10 @@ fn moves(machine: Machine, stores: &[&str], storage: &[Option<&str>]) {
     let report = collector.report();
     assert_eq!(report.ran_twice, None);
     assert_eq!(report.incarnations.len(), 1, "it was never started anew: {report:?}");
-    println!("{machine:?} {stores:?}: longest silence {:?}, lost {}", report.longest_silence, report.lost);
+    println!(
+        "{machine:?} {stores:?}: longest silence {:?}, lost {}",
+        report.longest_silence, report.lost
+    );
     // Its console goes on, through the server that does not have it.
     busy.console = Guest::console(&cluster.servers[0].guest("mover"));
     busy.console.run(":");
