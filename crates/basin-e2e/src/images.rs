@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use basin_api::image::{Image, ImageCreate, ImageKind, ImageSource};
 use basin_api::reference::Labels;
 use basin_api::vm::{Boot, CloudInit, DiskChoice, FailurePolicy, Machine, NewDisk, VmCreate};
-use basin_api::volume::{CloneKind, VolumeSource};
+use basin_api::volume::{CloneKind, VolumeCreate, VolumeSource};
 
 use crate::server::Server;
 
@@ -130,5 +130,17 @@ impl Server {
     #[track_caller]
     pub fn import(&self, name: &str, kind: ImageKind, path: &Path) {
         self.done(self.client().create::<Image>(&import(name, kind, path)));
+    }
+}
+
+/// A request for an empty volume of a mebibyte.
+pub fn volume(name: &str, datastore: Option<&str>) -> VolumeCreate {
+    VolumeCreate {
+        name: name.to_owned(),
+        description: String::new(),
+        labels: Labels::new(),
+        source: VolumeSource::Blank { size_bytes: MIB },
+        format: None,
+        datastore: datastore.map(str::to_owned),
     }
 }

@@ -189,12 +189,17 @@ impl Server {
         task
     }
 
+    /// `basin ARGS` in the server's network, against its socket.
+    pub fn basin(&self, args: &[&str]) -> std::process::Command {
+        let mut command = self.place.command(&lock(&self.setup).binary);
+        command.args(args).env("BASIN_SOCKET", self.place.socket());
+        command
+    }
+
     /// Runs `basin ARGS` in the server's network, against its socket.
     #[track_caller]
     pub fn cli(&self, args: &[&str]) -> Cli {
-        let mut command = self.place.command(&lock(&self.setup).binary);
-        let out = command.args(args).env("BASIN_SOCKET", self.place.socket()).output();
-        let out = out.expect("run basin");
+        let out = self.basin(args).output().expect("run basin");
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let code = out.status.code().unwrap_or(-1);
         Cli { code, stdout: text(&out.stdout), stderr: text(&out.stderr) }

@@ -140,14 +140,15 @@ fn a_server_freezes_dies_and_comes_back() {
     assert!(everything().contains(&blockd) && everything().contains(&two.pid()));
 
     two.freeze_all();
-    assert!(everything().into_iter().all(process::stopped));
+    until("all of it stands still", || everything().into_iter().all(process::stopped));
     // Its kernel lives.
     assert!(reaches(&cluster, 0, 1) && !process::stopped(one.pid()));
     two.thaw_all();
     assert_eq!(name(two), "srv2");
 
     two.freeze();
-    assert!(process::stopped(two.pid()) && !process::stopped(blockd));
+    until("the daemon stands still", || process::stopped(two.pid()));
+    assert!(!process::stopped(blockd));
     two.thaw();
 
     two.die();

@@ -1,17 +1,8 @@
 //! Servers become one: state moves into etcd, others join, and any of them answers.
 
 use basin_api::cluster::Mode;
-use basin_api::host::Host;
 use basin_api::network::Network;
-use basin_e2e::{Cluster, Server, until};
-
-fn hosts(server: &Server) -> Vec<String> {
-    let list = server.call(server.client().list::<Host>());
-    let mut names: Vec<String> =
-        list.map(|l| l.items.into_iter().map(|h| h.meta.name).collect()).unwrap_or_default();
-    names.sort();
-    names
-}
+use basin_e2e::{Cluster, until};
 
 #[test]
 fn three_servers_become_one_and_any_of_them_answers() {
@@ -19,7 +10,7 @@ fn three_servers_become_one_and_any_of_them_answers() {
     cluster.form();
     let (first, third) = (&cluster.servers[0], &cluster.servers[2]);
     for server in &cluster.servers {
-        until("every server knows all", || hosts(server) == ["srv1", "srv2", "srv3"]);
+        until("every server knows all", || server.host_names() == ["srv1", "srv2", "srv3"]);
         let seen = server.ok(server.client().cluster());
         assert_eq!(seen.mode, Mode::Cluster);
     }
@@ -31,7 +22,5 @@ fn three_servers_become_one_and_any_of_them_answers() {
         first.ok(first.client().list::<Network>()).items.iter().any(|n| n.meta.name == "blue")
     });
     // etcd gets as many members as three servers should have.
-    until("three servers keep the state", || {
-        first.ok(first.client().cluster()).store.is_some_and(|s| s.members.len() == 3)
-    });
+    cluster.wait_members(0, 3);
 }

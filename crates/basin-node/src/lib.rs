@@ -12,6 +12,7 @@ mod datastores;
 mod disks;
 pub mod doctor;
 pub mod etcd;
+pub mod fault;
 mod files;
 mod host;
 mod images;

@@ -1,6 +1,7 @@
 //! Where the server is and how to get there.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -10,6 +11,9 @@ use super::ClientError;
 
 /// The default place of a server's socket.
 pub const DEFAULT_SOCKET: &str = "/run/basin/api.sock";
+
+/// In answers that may be old: by so many seconds.
+pub const STATE_AGE: &str = "basin-state-age";
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +54,8 @@ pub struct Client {
     pub(super) endpoint: String,
     pub(super) patience: Duration,
     local: bool,
+    /// See [`Client::state_age`].
+    pub(super) oldest: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Client {
@@ -120,7 +126,7 @@ impl Client {
         let http = http.build().map_err(|e| {
             ClientError::local(format!("cannot set up a connection to {endpoint}: {e}"), "")
         })?;
-        Ok(Client { http, base, endpoint, patience: PATIENCE, local })
+        Ok(Client { http, base, endpoint, patience: PATIENCE, local, oldest: Arc::default() })
     }
 
     /// For how long waits and event streams try to reach a server that went away.
@@ -132,6 +138,20 @@ impl Client {
     /// Whether the server shares this machine's files.
     pub fn is_local(&self) -> bool {
         self.local
+    }
+
+    /// How old the oldest answer so far may be, when the server that gave it did not reach
+    /// the servers that keep the state.
+    pub fn state_age(&self) -> Option<Duration> {
+        *self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn note_age(&self, headers: &HeaderMap) {
+        let seconds = headers.get(STATE_AGE).and_then(|v| v.to_str().ok()?.parse().ok());
+        if let Some(seconds) = seconds {
+            let mut oldest = self.oldest.lock().unwrap_or_else(PoisonError::into_inner);
+            *oldest = (*oldest).max(Some(Duration::from_secs(seconds)));
+        }
     }
 
     /// The socket or the URL.

@@ -57,6 +57,7 @@ impl Client {
     /// Sends, and turns every refusal into an error.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let response = request.send().await.map_err(|e| self.lost(&e))?;
+        self.note_age(response.headers());
         let status = response.status();
         if status.is_success() || status.as_u16() == 101 {
             return Ok(response);

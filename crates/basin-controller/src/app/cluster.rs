@@ -266,11 +266,15 @@ fn authority(url: &str) -> Result<String, Problem> {
 
 /// A server that joins brings its datastores and nothing else.
 fn empty(snapshot: &Snapshot) -> Result<(), Problem> {
-    let count = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}"));
+    let count = |n: usize, what: &str| match n {
+        0 => None,
+        1 => Some(format!("1 {what}")),
+        n => Some(format!("{n} {what}s")),
+    };
     let there: Vec<String> = [
-        count(snapshot.vms.len(), "VMs"),
-        count(snapshot.volumes.len(), "volumes"),
-        count(snapshot.images.len(), "images"),
+        count(snapshot.vms.len(), "VM"),
+        count(snapshot.volumes.len(), "volume"),
+        count(snapshot.images.len(), "image"),
     ]
     .into_iter()
     .flatten()

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use basin_api::datastore::DatastoreCreate;
 use basin_api::reference::MetaPatch;
-use basin_model::DatastoreId;
 use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, TaskState};
+use basin_model::{DatastoreId, HostId};
 use basin_store::Revision;
 
 use super::{App, problems, unchanged};
@@ -21,12 +21,13 @@ const REPORTED_WITHIN: Duration = Duration::from_secs(10);
 
 impl App {
     /// Makes a directory of a server a datastore, of that server or of all that
-    /// have the same storage there.
+    /// have the same storage there. It is of the server that was `asked`, unless the
+    /// request names another.
     pub async fn create_datastore(
         &self,
         request: &DatastoreCreate,
+        asked: HostId,
     ) -> Result<DatastoreId, Problem> {
-        let asked = self.nodes().local();
         let mut id = None;
         let task = self
             .start(|snapshot, mint| {

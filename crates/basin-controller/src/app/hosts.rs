@@ -1,5 +1,7 @@
 //! Servers.
 
+use std::time::Duration;
+
 use basin_api::cluster::DrainRequest;
 use basin_api::reference::MetaPatch;
 use basin_model::HostId;
@@ -15,6 +17,7 @@ use jiff::Timestamp;
 
 use super::inventory::Snapshot;
 use super::{App, problems, unchanged};
+use crate::cluster::voters::Leaves;
 use crate::intake::meta;
 use crate::intake::vm_patch::is_stopped;
 
@@ -61,19 +64,63 @@ impl App {
 
     /// Shuts a server out for good. `dead`: it is not coming back, whatever is on it.
     pub async fn remove_host(&self, reference: &str, dead: bool) -> Result<HostId, Problem> {
+        let id = may_leave(&self.inventory().read(), reference, dead)?.value.id;
+        // Nobody takes the vote of one that is dead over: it is taken away afterwards.
+        let _leaves = match dead {
+            true => None,
+            false => Some(self.without_vote(id).await?),
+        };
         self.commit(|snapshot, mint| {
-            let host = snapshot.host(reference)?;
-            if snapshot.cluster.is_none() {
-                return Err(problems::no_cluster());
-            }
-            if snapshot.hosts.len() == 1 {
-                return Err(kept(host, "it is the only server", "Add another one first."));
-            }
-            may_go(host, snapshot, dead)?;
-            Ok((host.value.id, removal(host, snapshot, mint.now)))
+            let host = may_leave(snapshot, &id.to_string(), dead)?;
+            let txn = removal(host, snapshot, mint.now);
+            let txn = if dead { txn } else { txn.require_absent(keys::store_member(id)) };
+            Ok((id, txn))
         })
         .await
     }
+
+    /// Waits until the server keeps no part of the state any more: its certificate is
+    /// worth nothing once it is removed, and its member of etcd could tell no other
+    /// what it alone may know.
+    async fn without_vote(&self, id: HostId) -> Result<Leaves, Problem> {
+        let leaves = self.leaving.leaves(id);
+        let mut changes = self.inventory().changes();
+        let gone = async {
+            loop {
+                changes.borrow_and_update();
+                let there = self.inventory().read().store_members.contains_key(&id);
+                if !there || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(VOTE_GIVEN_UP_WITHIN, gone).await.is_ok() {
+            return Ok(leaves);
+        }
+        let snapshot = self.inventory().read();
+        let host = snapshot.host(&id.to_string())?;
+        let advice = "See that the servers that keep the state are up ('basin cluster show'), and \
+                      try again. If this server is lost, stop its daemon and use --dead.";
+        Err(kept(host, "it keeps a part of the cluster's state that no other took over", advice))
+    }
+}
+
+/// A member of etcd is added, catches up and gets its vote before another goes.
+const VOTE_GIVEN_UP_WITHIN: Duration = Duration::from_secs(45);
+
+fn may_leave<'a>(
+    snapshot: &'a Snapshot,
+    reference: &str,
+    dead: bool,
+) -> Result<&'a Versioned<Host>, Problem> {
+    let host = snapshot.host(reference)?;
+    if snapshot.cluster.is_none() {
+        return Err(problems::no_cluster());
+    }
+    if snapshot.hosts.len() == 1 {
+        return Err(kept(host, "it is the only server", "Add another one first."));
+    }
+    may_go(host, snapshot, dead).map(|()| host)
 }
 
 /// What would be lost or left behind.

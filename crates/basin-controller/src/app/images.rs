@@ -5,24 +5,30 @@ use basin_api::reference::MetaPatch;
 use basin_model::image::{Image, ImageState};
 use basin_model::keys::{self, Kind};
 use basin_model::task::{Problem, Task};
-use basin_model::{Bytes, ImageId};
+use basin_model::{Bytes, DatastoreId, HostId, ImageId};
 use basin_storage::{ImportSource, UploadId};
 use basin_store::Revision;
 use basin_store::records::TxnBuilder;
 use tokio::io::AsyncRead;
 use uuid::Uuid;
 
+use super::inventory::Snapshot;
 use super::{App, nodes, problems, store_problem, unchanged};
 use crate::intake::{self, meta, reach};
 use crate::workflows::image_delete::ImageDelete;
 use crate::workflows::image_import::ImageImport;
 
 impl App {
-    pub async fn import_image(&self, request: &ImageCreate) -> Result<Task, Problem> {
-        let asked = self.nodes().local();
+    /// A path is one on the server that was `asked`.
+    pub async fn import_image(
+        &self,
+        request: &ImageCreate,
+        asked: HostId,
+    ) -> Result<Task, Problem> {
         self.start(|snapshot, mint| {
             let draft = intake::image::create(request, snapshot, mint)?;
             let host = reach::choose(&[draft.image.datastore], asked, snapshot)?;
+            readable(&draft.import.source, asked, host, draft.image.datastore, snapshot)?;
             Ok((ImageImport::new(draft.image, draft.import, host), draft.txn))
         })
         .await
@@ -32,12 +38,13 @@ impl App {
     pub async fn upload(
         &self,
         datastore: Option<&str>,
+        asked: HostId,
         bytes: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Result<(UploadId, Bytes), Problem> {
         let (id, host) = {
             let snapshot = self.inventory().read();
             let id = snapshot.ready_datastore(datastore.unwrap_or("default"))?.value.id;
-            (id, reach::choose(&[id], self.nodes().local(), &snapshot)?)
+            (id, reach::choose(&[id], asked, &snapshot)?)
         };
         let upload = UploadId(Uuid::now_v7());
         let size = self
@@ -105,6 +112,27 @@ impl App {
         }
         Ok(Guard { key, modified })
     }
+}
+
+/// A file is read where whoever named it is, and nowhere else: another server may have
+/// another file by that name.
+fn readable(
+    source: &ImportSource,
+    asked: HostId,
+    host: HostId,
+    datastore: DatastoreId,
+    snapshot: &Snapshot,
+) -> Result<(), Problem> {
+    let ImportSource::Path { path } = source else { return Ok(()) };
+    if asked == host {
+        return Ok(());
+    }
+    let name = |id: HostId| {
+        snapshot.hosts.get(&id).map_or_else(|| id.to_string(), |h| h.value.meta.name.to_string())
+    };
+    let datastore = snapshot.datastores.get(&datastore).map(|d| d.value.meta.name.to_string());
+    let datastore = datastore.unwrap_or_default();
+    Err(problems::file_elsewhere(path.display(), &name(asked), &name(host), &datastore))
 }
 
 /// Only a workflow touches an image before it is ready or while it goes.

@@ -26,6 +26,7 @@ pub mod vnis;
 pub mod volumes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use basin_model::keys;
 use basin_model::task::{Problem, Task};
@@ -38,6 +39,7 @@ use uuid::Uuid;
 
 use crate::cluster::leader::Leadership;
 use crate::cluster::seat::{Seat, Seatless};
+use crate::cluster::voters::Leaving;
 use crate::intake::Mint;
 use crate::workflow::{StartError, Workflow, Workflows};
 use inventory::{Inventory, Snapshot};
@@ -46,6 +48,9 @@ pub use volumes::space_check;
 
 /// How often a draft is made anew when others change the same things.
 const ATTEMPTS: usize = 50;
+
+/// A watch of the store tells what was written at once, if it tells anything.
+const SHOWN_WITHIN: Duration = Duration::from_secs(10);
 
 /// What workflow steps work with.
 pub struct Services {
@@ -60,12 +65,14 @@ pub struct App {
     pub workflows: Workflows<Services>,
     pub leadership: Leadership,
     pub seat: Arc<dyn Seat>,
+    pub leaving: Leaving,
 }
 
 impl App {
     /// That of a single server.
     pub fn new(services: Arc<Services>, workflows: Workflows<Services>) -> App {
-        App { services, workflows, leadership: Leadership::alone(), seat: Arc::new(Seatless) }
+        let (leadership, leaving) = (Leadership::alone(), Leaving::default());
+        App { services, workflows, leadership, seat: Arc::new(Seatless), leaving }
     }
 
     /// That of a server of several.
@@ -100,7 +107,7 @@ impl App {
             let (value, txn) = self.decide(&mut decide)?;
             match txn.commit(self.store()).await {
                 Ok(revision) => {
-                    self.inventory().at_least(revision).await;
+                    self.shown(revision).await;
                     return Ok(value);
                 }
                 Err(CommitError::Refused(condition)) => self.catch_up(&condition).await?,
@@ -148,9 +155,18 @@ impl App {
     async fn see(&self, key: &str) -> Result<(), Problem> {
         let entry = self.store().get(key).await.map_err(|e| store_problem(&e))?;
         if let Some(entry) = entry {
-            self.inventory().at_least(entry.modified).await;
+            self.shown(entry.modified).await;
         }
         Ok(())
+    }
+
+    /// Waits for the inventory to have the revision; not for ever, for the store may be
+    /// lost in this very moment. What was written is written.
+    async fn shown(&self, revision: Revision) {
+        let seen = self.inventory().at_least(revision);
+        if tokio::time::timeout(SHOWN_WITHIN, seen).await.is_err() {
+            tracing::warn!(revision = revision.0, "what was written is not seen yet");
+        }
     }
 
     /// After a refusal: waits for the inventory to have what refused it. A key
@@ -159,7 +175,7 @@ impl App {
         let entry = self.store().get(condition.key()).await.map_err(|e| store_problem(&e))?;
         let seen = self.inventory().read().revision;
         match entry {
-            Some(entry) if entry.modified > seen => self.inventory().at_least(entry.modified).await,
+            Some(entry) if entry.modified > seen => self.shown(entry.modified).await,
             _ => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
         }
         Ok(())

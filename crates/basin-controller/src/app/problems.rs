@@ -49,7 +49,8 @@ pub fn status(code: &str) -> (u16, &'static str) {
         }
         "no-space" => (507, "Not enough space"),
         "join-refused" => (409, "The server is not let in"),
-        "no-cluster" => (409, "Not in this state"),
+        "file-elsewhere" => (409, "The file is on another server"),
+        "no-cluster" | "etcd-in-use" | "cluster-unfinished" => (409, "Not in this state"),
         "no-leader" => (503, "No server leads the cluster"),
         "store-unavailable" => (503, "The state store is not available"),
         "host-unreachable" | "host-untrusted" | "host-garbled" | "host-too-old" => {
@@ -215,6 +216,19 @@ pub fn join_refused(why: impl Display, advice: &str) -> Problem {
     problem("join-refused", format!("The server is not let in: {why}."), advice)
 }
 
+/// `path` is on the server that was asked; `reaches` has the datastore.
+pub fn file_elsewhere(path: impl Display, asked: &str, reaches: &str, datastore: &str) -> Problem {
+    problem(
+        "file-elsewhere",
+        format!(
+            "{path} is a file of server '{asked}', which does not reach datastore '{datastore}': \
+             server '{reaches}' does."
+        ),
+        "Upload the file, as 'basin image import' then does; or name a datastore that the \
+         server reaches: --datastore.",
+    )
+}
+
 pub fn no_cluster() -> Problem {
     problem(
         "no-cluster",
@@ -303,6 +317,7 @@ mod tests {
             no_leader(),
             join_refused("x", "y"),
             no_cluster(),
+            file_elsewhere("f", "a", "b", "d"),
             timeout("x"),
             cancelled(),
             silent("s", Duration::from_secs(1)),

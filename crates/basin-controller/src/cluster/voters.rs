@@ -1,8 +1,8 @@
 //! Which servers have a member of etcd: the leader takes one step after the other
 //! towards what `basin_node::etcd::plan` says, and looks again after each.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use basin_model::HostId;
@@ -32,6 +32,32 @@ pub struct Voters {
     pub leadership: Leadership,
     pub credentials: Credentials,
     pub rules: Rules,
+    pub leaving: Leaving,
+}
+
+/// Servers that are about to be removed. The leader's own knowledge: with another
+/// leader they stay until somebody asks again.
+#[derive(Clone, Default)]
+pub struct Leaving(Arc<Mutex<BTreeSet<HostId>>>);
+
+/// Is about to be removed for as long as this lives.
+pub struct Leaves(Leaving, HostId);
+
+impl Leaving {
+    pub fn leaves(&self, host: HostId) -> Leaves {
+        self.all().insert(host);
+        Leaves(self.clone(), host)
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeSet<HostId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.all().remove(&self.1);
+    }
 }
 
 impl Voters {
@@ -72,7 +98,7 @@ impl Voters {
             let records: BTreeMap<HostId, StoreMember> =
                 snapshot.store_members.values().map(|m| (m.value.host, m.value.clone())).collect();
             let urls: Vec<String> = records.values().map(|m| m.client_url.clone()).collect();
-            (candidates(&snapshot, silent, now), records, urls)
+            (candidates(&snapshot, &self.leaving.all(), silent, now), records, urls)
         };
         let tls = self.tls();
         let admin = EtcdAdmin::new(&urls, Some(&tls))?;
@@ -207,6 +233,7 @@ impl Voters {
 /// Those that were in the cluster first come first: they stay where they are.
 fn candidates(
     snapshot: &Snapshot,
+    leaving: &BTreeSet<HostId>,
     silent: &mut BTreeMap<HostId, Timestamp>,
     now: Timestamp,
 ) -> Vec<Candidate> {
@@ -224,7 +251,9 @@ fn candidates(
                 false => Some(*silent.entry(host.id).or_insert(now)),
             };
             let (key, value) = UNWILLING;
-            let willing = host.meta.labels.get(key) != Some(value) && host.address.is_some();
+            let willing = host.meta.labels.get(key) != Some(value)
+                && host.address.is_some()
+                && !leaving.contains(&host.id);
             Candidate { host: host.id, silent_since, willing }
         })
         .collect()

@@ -1,7 +1,7 @@
 //! `/v1/cluster`
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use basin_api::Problem;
 use basin_api::cluster::{
@@ -11,7 +11,7 @@ use basin_api::cluster::{
 use basin_api::reference::Reference;
 use basin_model::HostId;
 use basin_node::NodeError;
-use basin_node::cluster::wire::{JOIN_PATH, JoinAsk};
+use basin_node::cluster::wire::{JOIN_PATH, JoinAsk, LEADS_PATH, REMOVED_PATH};
 use basin_node::remote::refuse;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -77,7 +77,24 @@ async fn create_token(
 /// Where servers ask to be let in. Not part of the API: who asks shows a token of the
 /// cluster's in the question, and no other right.
 pub fn joining(context: Context) -> axum::Router {
-    axum::Router::new().route(JOIN_PATH, axum::routing::post(admit)).with_state(context)
+    axum::Router::new()
+        .route(JOIN_PATH, axum::routing::post(admit))
+        .route(&format!("{REMOVED_PATH}/{{host}}"), axum::routing::get(removed))
+        .route(LEADS_PATH, axum::routing::get(leads))
+        .with_state(context)
+}
+
+/// Whoever is about to pass a change on asks first: it cannot be sent twice.
+async fn leads(State(context): State<Context>) -> Json<bool> {
+    Json(context.app.leadership.leads())
+}
+
+/// One that is not known is not removed: it may be newer than what is known here.
+async fn removed(State(context): State<Context>, Path(host): Path<String>) -> Json<bool> {
+    let snapshot = context.app.inventory().read();
+    let removed =
+        |host| snapshot.removed_hosts.contains_key(&host) && !snapshot.hosts.contains_key(&host);
+    Json(host.parse().is_ok_and(removed))
 }
 
 async fn admit(

@@ -1,8 +1,8 @@
 //! `/v1/datastores`
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use basin_api::Problem;
 use basin_api::datastore::{Datastore, DatastoreCreate};
 use basin_api::reference::{List, MetaPatch};
@@ -13,6 +13,7 @@ use super::auth::{Administer, Allow, View};
 use super::convert;
 use super::etag::{IfMatch, Tagged};
 use super::extract::{Answer, Body};
+use super::leader::Asked;
 use super::{ApiError, Context};
 
 pub fn routes() -> OpenApiRouter<Context> {
@@ -38,9 +39,10 @@ async fn list(_: Allow<View>, State(context): State<Context>) -> Answer<List<Dat
 async fn create(
     _: Allow<Administer>,
     State(context): State<Context>,
+    Extension(Asked(asked)): Extension<Asked>,
     Body(request): Body<DatastoreCreate>,
 ) -> Result<(StatusCode, Tagged<Datastore>), ApiError> {
-    let id = context.app.create_datastore(&request).await?;
+    let id = context.app.create_datastore(&request, asked).await?;
     Ok((StatusCode::CREATED, tagged(&context, &id.to_string()).await?))
 }
 

@@ -1,7 +1,7 @@
 //! `/v1/images` and `/v1/uploads`
 
-use axum::Json;
 use axum::extract::{Path, Request, State};
+use axum::{Extension, Json};
 use basin_api::Problem;
 use basin_api::image::{Image, ImageCreate, Upload};
 use basin_api::reference::{List, MetaPatch};
@@ -17,6 +17,7 @@ use super::auth::{Administer, Allow, Configure, View};
 use super::convert::{self, labels};
 use super::etag::{IfMatch, Tagged};
 use super::extract::{Answer, Body, Pairs, Params};
+use super::leader::Asked;
 use super::tasks::{Accepted, accepted};
 use super::{ApiError, Context};
 
@@ -47,9 +48,10 @@ async fn list(_: Allow<View>, State(context): State<Context>, query: Pairs) -> A
 async fn create(
     _: Allow<Administer>,
     State(context): State<Context>,
+    Extension(Asked(asked)): Extension<Asked>,
     Body(request): Body<ImageCreate>,
 ) -> Accepted {
-    accepted(&context, context.app.import_image(&request).await?)
+    accepted(&context, context.app.import_image(&request, asked).await?)
 }
 
 /// One image.
@@ -114,11 +116,12 @@ struct UploadParams {
 async fn upload(
     _: Allow<Configure>,
     State(context): State<Context>,
+    Extension(Asked(asked)): Extension<Asked>,
     Params(params): Params<UploadParams>,
     request: Request,
 ) -> Answer<Upload> {
     let stream = request.into_body().into_data_stream().map_err(std::io::Error::other);
     let mut bytes = StreamReader::new(stream);
-    let (id, size) = context.app.upload(params.datastore.as_deref(), &mut bytes).await?;
+    let (id, size) = context.app.upload(params.datastore.as_deref(), asked, &mut bytes).await?;
     Ok(Json(Upload { id: id.0.to_string(), size_bytes: size.get() }))
 }

@@ -1,13 +1,16 @@
 //! Which server answers: whoever is asked answers questions from what it knows, and
 //! says how old that is; changes are the leader's, to whom they are passed on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use basin_model::HostId;
+use basin_model::task::Problem;
+use basin_node::NodeError;
+use basin_node::remote::{Peer, ask_whether_leads};
 use basin_store::Revision;
 
 use super::forward::{forward, forwarded_by};
@@ -23,6 +26,7 @@ pub const AGE: HeaderName = HeaderName::from_static("basin-state-age");
 
 /// A leader is found in this time, or there is none now.
 const LED_WITHIN: Duration = Duration::from_secs(8);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// The change was made; the server that was asked is to know of it when it answers.
 const SEEN_WITHIN: Duration = Duration::from_secs(3);
 
@@ -44,9 +48,9 @@ pub async fn to_leader(
         return answer;
     }
     let reads = request.method() == Method::GET;
-    match context.app.leadership.settled(LED_WITHIN).await {
-        Lead::Alone => next.run(request).await,
-        Lead::Me(_) => {
+    match leader(&context).await {
+        Ok(Leader::Alone) => next.run(request).await,
+        Ok(Leader::Me) => {
             let mut answer = next.run(request).await;
             let revision = context.app.inventory().read().revision;
             if let Ok(value) = HeaderValue::from_str(&revision.0.to_string()) {
@@ -54,21 +58,65 @@ pub async fn to_leader(
             }
             answer
         }
-        Lead::Other(host) => {
-            let actor = request.extensions().get::<Actor>().cloned();
-            let (Some(actor), Ok(peer)) = (actor, context.app.nodes().peer(host)) else {
-                return ApiError(problems::no_leader()).into_response();
+        Ok(Leader::Other(peer)) => {
+            let Some(actor) = request.extensions().get::<Actor>().cloned() else {
+                return ApiError(problems::unauthenticated()).into_response();
             };
             let answer = forward(request, &peer, &actor, local).await;
             see(&context, revision_of(&answer)).await;
             answer
         }
-        Lead::Nobody if reads => {
+        // As far as it is known here.
+        Err(_) if reads => {
             let mut answer = next.run(request).await;
             say_age(&context, &mut answer);
             answer
         }
-        Lead::Nobody => ApiError(problems::no_leader()).into_response(),
+        Err(problem) => ApiError(problem).into_response(),
+    }
+}
+
+enum Leader {
+    /// There is one server only.
+    Alone,
+    Me,
+    /// It can be reached.
+    Other(Peer),
+}
+
+/// Who leads, once that is settled, it can be reached and says so itself: one that died a
+/// moment ago is replaced soon. What is known until the time is over says why there is none.
+async fn leader(context: &Context) -> Result<Leader, Problem> {
+    let until = Instant::now() + LED_WITHIN;
+    let mut changes = context.app.leadership.changes();
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let host = match context.app.leadership.settled(left).await {
+            Lead::Alone => return Ok(Leader::Alone),
+            Lead::Me(_) => return Ok(Leader::Me),
+            Lead::Nobody => return Err(problems::no_leader()),
+            Lead::Other(host) => host,
+        };
+        let why = match context.app.nodes().peer(host) {
+            // An earlier daemon of this server's: its lease is about to end.
+            _ if host == context.app.nodes().local() => problems::no_leader(),
+            Ok(peer) => match ask_whether_leads(&peer).await {
+                Ok(true) => return Ok(Leader::Other(peer)),
+                // An earlier release does not say, and is asked.
+                Err(NodeError(why)) if why.code == "host-too-old" => {
+                    return Ok(Leader::Other(peer));
+                }
+                // It led, before it was restarted; or is about to.
+                Ok(false) => problems::no_leader(),
+                Err(NodeError(why)) => why,
+            },
+            Err(_) => problems::no_leader(),
+        };
+        if Instant::now() >= until {
+            return Err(why);
+        }
+        let another = changes.wait_for(|lead| *lead != Lead::Other(host));
+        let _ = tokio::time::timeout(ASK_AGAIN, another).await;
     }
 }
 

@@ -9,7 +9,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ClusterDir;
+use crate::fault::point;
 use crate::files;
+
+const INTENT: &str = "intent.json";
+/// The new cluster's CA, with its key.
+pub(super) const AUTHORITY: &str = "authority.json";
 
 /// What is to be done at the daemon's next start, in `cluster.next/intent.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +44,7 @@ pub struct Failed {
 /// Notes the intent; with it the directory counts.
 pub fn intend(next: &ClusterDir, intent: &Intent) -> io::Result<()> {
     let text = serde_json::to_vec(intent).map_err(io::Error::other)?;
-    files::write(&next.path().join("intent.json"), &text, 0o600, None)
+    files::write(&next.path().join(INTENT), &text, 0o600, None)
 }
 
 /// What is to be done. A directory without an intent was not finished: it goes.
@@ -47,7 +52,7 @@ pub fn intended(next: &ClusterDir) -> io::Result<Option<Intent>> {
     if !next.exists() {
         return Ok(None);
     }
-    let read = std::fs::read(next.path().join("intent.json")).ok();
+    let read = std::fs::read(next.path().join(INTENT)).ok();
     match read.and_then(|text| serde_json::from_slice(&text).ok()) {
         Some(intent) => Ok(Some(intent)),
         None => discard(next).map(|()| None),
@@ -64,12 +69,22 @@ pub fn discard(next: &ClusterDir) -> io::Result<()> {
 /// The moment from which on this server is one of a cluster.
 pub fn enter(state_dir: &Path) -> io::Result<()> {
     let (next, current) = (ClusterDir::next(state_dir), ClusterDir::current(state_dir));
-    match std::fs::remove_file(next.path().join("intent.json")) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    point("cluster/enter/before");
     std::fs::rename(next.path(), current.path())?;
-    std::fs::File::open(state_dir)?.sync_all()
+    std::fs::File::open(state_dir)?.sync_all()?;
+    point("cluster/enter/after");
+    Ok(())
+}
+
+/// What was needed until then only. The CA's key is in the store now.
+pub fn tidy(current: &ClusterDir) -> io::Result<()> {
+    for name in [INTENT, AUTHORITY] {
+        match std::fs::remove_file(current.path().join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn failed_path(state_dir: &Path) -> PathBuf {
@@ -117,6 +132,11 @@ mod tests {
         intend(&next, &intent).unwrap();
         assert_eq!(intended(&next).unwrap(), Some(intent));
         enter(state.path()).unwrap();
-        assert!(ClusterDir::current(state.path()).etcd().exists() && !next.exists());
+        let current = ClusterDir::current(state.path());
+        assert!(current.etcd().exists() && !next.exists());
+        // Cut off here, the next start does the rest.
+        tidy(&current).unwrap();
+        tidy(&current).unwrap();
+        assert!(!current.path().join(INTENT).exists());
     }
 }

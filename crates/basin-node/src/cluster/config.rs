@@ -103,6 +103,11 @@ impl ClusterDir {
         })
     }
 
+    /// etcd reads the list at every handshake: half of one would shut everybody out.
+    pub fn store_revoked(&self, list: &str) -> io::Result<()> {
+        files::write(&self.revoked(), list.as_bytes(), 0o600, None)
+    }
+
     /// Secrets may be in it: it is root's alone.
     pub fn store(&self, config: &ClusterConfig) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(config).map_err(io::Error::other)?;
@@ -131,6 +136,11 @@ impl ClusterConfig {
         let StoreConfig::Own { member: Some(beginning), .. } = &self.store else { return None };
         Some(member_config(host, self.advertise, beginning, dir))
     }
+}
+
+/// What this server's member would be, for taking away what one left.
+pub fn no_member(host: HostId, config: &ClusterConfig, dir: &ClusterDir) -> MemberConfig {
+    member_config(host, config.advertise, &Beginning::Join { others: Vec::new() }, dir)
 }
 
 /// An etcd of somebody else's.

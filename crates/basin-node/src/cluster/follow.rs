@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::config::cluster_tls;
-use super::{Beginning, ClusterConfig, ClusterDir, StoreConfig};
-use crate::etcd::{EtcdMember, MemberState};
+use super::{Beginning, ClusterConfig, ClusterDir, StoreConfig, no_member};
+use crate::etcd::{self, EtcdMember, MemberState};
 use crate::pki::Credentials;
 
 /// A watch that ended begins again after this time.
@@ -100,8 +100,17 @@ impl Follower {
         if members.is_empty() {
             return;
         }
-        let StoreConfig::Own { endpoints, member } = &mut self.config.store else { return };
+        let StoreConfig::Own { member, .. } = &self.config.store else { return };
         let own = members.values().find(|m| m.host == self.host);
+        // A new member begins with nothing: what an earlier one left would keep it from
+        // ever coming up.
+        if own.is_some() && member.is_none() {
+            let left = no_member(self.host, &self.config, &self.dir);
+            if let Err(problem) = etcd::clear(&left).await {
+                tracing::error!("{}: {}", problem.detail, problem.advice);
+            }
+        }
+        let StoreConfig::Own { endpoints, member } = &mut self.config.store else { return };
         let before = (endpoints.clone(), member.clone());
         *endpoints = members.values().map(|m| m.client_url.clone()).collect();
         match (own, &member) {

@@ -25,7 +25,8 @@ use uuid::Uuid;
 use super::attempt::{self, Intent};
 use super::config::{etcd_url, external_options};
 use super::{Beginning, ClusterConfig, ClusterDir, ETCD_CLIENT_PORT, ETCD_PEER_PORT, StoreConfig};
-use crate::etcd::EtcdMember;
+use crate::etcd::{self, EtcdMember};
+use crate::fault::point;
 use crate::files;
 use crate::pki::{ClusterCa, Material, PkiError, Subject, request};
 use crate::problem::problem;
@@ -45,7 +46,7 @@ pub struct Found {
 
 /// Makes everything that can be made while the daemon serves. With the intent noted,
 /// the next start goes on.
-pub fn prepare(next: &ClusterDir, found: &Found, attempt: Uuid) -> Result<(), Problem> {
+pub fn prepare(next: &ClusterDir, found: &Found, id: Uuid) -> Result<(), Problem> {
     let now = Timestamp::now();
     attempt::discard(next).map_err(|e| unwritable(next, &e))?;
     let ca = ClusterCa::create("Basin cluster", now).map_err(|e| unmade(&e))?;
@@ -67,15 +68,18 @@ pub fn prepare(next: &ClusterDir, found: &Found, attempt: Uuid) -> Result<(), Pr
     next.tls().store(&material).map_err(|e| unmade(&e))?;
     let list = ca.revocations(&[], 1, now).map_err(|e| unmade(&e))?;
     let write = || {
-        files::write(&next.revoked(), list.as_bytes(), 0o600, None)?;
+        next.store_revoked(&list)?;
         next.store(&config)?;
         // The CA's key is here only until the store has it.
         let authority = Authority { certificate: ca.certificate_pem(), key: ca.key_pem() };
         let text = serde_json::to_vec(&authority).map_err(std::io::Error::other)?;
-        files::write(&next.path().join("authority.json"), &text, 0o600, None)?;
-        attempt::intend(next, &Intent::Found { attempt })
+        files::write(&next.path().join(attempt::AUTHORITY), &text, 0o600, None)?;
+        point("init/intent/before");
+        attempt::intend(next, &Intent::Found { attempt: id })
     };
-    write().map_err(|e| unwritable(next, &e))
+    write().map_err(|e| unwritable(next, &e))?;
+    point("init/intent/after");
+    Ok(())
 }
 
 /// Moves the single server's records in. Nobody may write to `from` meanwhile.
@@ -92,7 +96,7 @@ pub async fn move_in(
     let config = next.load().map_err(|e| unreadable(&e))?.ok_or_else(|| unreadable(&"empty"))?;
     let material = next.tls().load().map_err(|e| unreadable(&e))?;
     let material = material.ok_or_else(|| unreadable(&"no certificate"))?;
-    let authority = next.path().join("authority.json");
+    let authority = next.path().join(attempt::AUTHORITY);
     let kept: Authority = std::fs::read(&authority)
         .map_err(|e| unreadable(&e))
         .and_then(|text| serde_json::from_slice(&text).map_err(|e| unreadable(&e)))?;
@@ -100,10 +104,7 @@ pub async fn move_in(
         None => None,
         Some(member) => {
             // What an attempt left that was cut off is of no use.
-            match std::fs::remove_dir_all(next.etcd()) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unreadable(&e)),
-                _ => {}
-            }
+            etcd::clear(&member).await?;
             Some(EtcdMember::start(member, None, stop).await)
         }
     };
@@ -111,28 +112,34 @@ pub async fn move_in(
     let moved = async {
         let to = EtcdStore::connect(&options).map_err(|e| store(&e))?;
         wait_until_up(&to, member.as_ref()).await?;
-        refuse_strangers(&to, &config).await?;
-        copy_all(from, &to, &|_| true).await.map_err(|e| store(&e))?;
-        settle(&to, &config, host, &material, &kept).await
+        point("init/copy/before");
+        if !settled(&to, &config).await? {
+            copy_all(from, &to, &|_| true).await.map_err(|e| store(&e))?;
+            point("init/copy/after");
+            settle(&to, &config, host, &material, &kept).await?;
+        }
+        point("init/settle/after");
+        Ok(())
     };
-    let moved = moved.await;
+    let moved: Result<(), Problem> = moved.await;
     if let Some(member) = member {
         member.shut_down().await?;
     }
-    moved?;
-    std::fs::remove_file(&authority).map_err(|e| unreadable(&e))
+    moved
 }
 
-/// An etcd of somebody else's may hold another cluster of Basin.
-async fn refuse_strangers(to: &dyn Store, config: &ClusterConfig) -> Result<(), Problem> {
+/// Whether the copy was finished before, by a daemon that then died. An etcd of
+/// somebody else's may hold another cluster of Basin.
+async fn settled(to: &dyn Store, config: &ClusterConfig) -> Result<bool, Problem> {
     let there = records::get::<ClusterRecord>(to, &keys::cluster()).await.map_err(|e| store(&e))?;
     match there {
         Some(there) if there.value.id != config.cluster => Err(problem(
             "etcd-in-use",
             format!("that etcd holds the state of another cluster of Basin ({})", there.value.id),
-            "join that cluster ('basin join'), or name another etcd",
+            "join that cluster ('basin join'), or name another etcd; one that is of no use any more \
+             is emptied with 'etcdctl del --prefix /basin/'",
         )),
-        _ => Ok(()),
+        there => Ok(there.is_some()),
     }
 }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::attempt::{self, Intent};
 use super::wire::{JoinAnswer, JoinAsk, JoinStore, JoinToken, OwnDatastore};
 use super::{ClusterConfig, ClusterDir, StoreConfig};
-use crate::files;
+use crate::fault::point;
 use crate::pki::{Fingerprint, Material, Subject, request};
 use crate::problem::problem;
 use crate::remote::{Peer, ask_to_join};
@@ -70,6 +70,7 @@ pub async fn join(next: &ClusterDir, join: &Join, attempt: Uuid) -> Result<(), P
             problem("host-unreachable", detail, "see that server's log, then join again")
         })?
         .map_err(|e| e.0)?;
+    point("join/answer/after");
     let material = Material::parse(&answer.chain, &key, &answer.bundle).map_err(|e| failed(&e))?;
     if !material.bundle().contains(pin) {
         return Err(failed(&"the cluster's answer is of another CA than the token names"));
@@ -81,7 +82,9 @@ pub async fn join(next: &ClusterDir, join: &Join, attempt: Uuid) -> Result<(), P
             detail,
             "check the file system; then join again, with the same token",
         )
-    })
+    })?;
+    point("join/intent/after");
+    Ok(())
 }
 
 fn keep(
@@ -105,7 +108,7 @@ fn keep(
         store,
     };
     next.tls().store(material).map_err(std::io::Error::other)?;
-    files::write(&next.revoked(), answer.revoked.as_bytes(), 0o600, None)?;
+    next.store_revoked(&answer.revoked)?;
     next.store(&config)?;
     attempt::intend(next, &Intent::Join { attempt })
 }

@@ -8,6 +8,8 @@
 //! - [`attempt`]: what was begun and not finished, and how the last attempt ended.
 //! - [`follow`]: runs an etcd member where the store says so, and follows where the
 //!   others are.
+//! - `known`: where the other servers are, should the store not answer. [`leave`]:
+//!   a server that was removed begins anew.
 //! - [`wire`]: what a joining server and the cluster say to each other.
 
 pub mod attempt;
@@ -15,10 +17,12 @@ mod config;
 pub mod follow;
 pub mod found;
 pub mod join;
+mod known;
 pub mod leave;
 pub mod wire;
 
-pub use config::{Beginning, ClusterConfig, ClusterDir, StoreConfig};
+pub use config::{Beginning, ClusterConfig, ClusterDir, StoreConfig, no_member};
+pub use known::{KnownServer, shut_out};
 
 /// Where a member of etcd answers clients, and other members.
 pub const ETCD_CLIENT_PORT: u16 = 2379;

@@ -13,6 +13,13 @@ use uuid::Uuid;
 /// Where a cluster's server takes such a question, from anybody who has a token.
 pub const JOIN_PATH: &str = "/internal/v1/join";
 
+/// Where it says whether the server whose id follows was removed: that one has no
+/// certificate any more that it could show.
+pub const REMOVED_PATH: &str = "/internal/v1/removed";
+
+/// Whether it leads.
+pub const LEADS_PATH: &str = "/internal/v1/leads";
+
 /// Clocks that differ by more would make certificates and leases of one server
 /// expired or not yet valid on another.
 pub const CLOCKS_DIFFER_AT_MOST: std::time::Duration = std::time::Duration::from_secs(300);

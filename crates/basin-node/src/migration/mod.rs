@@ -123,7 +123,7 @@ impl Migrations {
                         coming
                     }
                     // It is over: the record tells how.
-                    None => return Ok(self.outcome(vm).await?),
+                    None => return self.outcome(vm).await,
                 }
             }
         };

@@ -1,10 +1,12 @@
-//! The one thing that a server asks of a cluster that it does not belong to.
+//! What a server asks of a cluster that it does not belong to, or does no more; and who
+//! leads.
 
 use super::call::encode;
 use super::full;
 use super::peer::Peer;
 use crate::NodeError;
-use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinAsk};
+use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinAsk, LEADS_PATH, REMOVED_PATH};
+use basin_model::HostId;
 use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 
@@ -16,4 +18,22 @@ pub async fn ask_to_join(peer: &Peer, ask: &JoinAsk) -> Result<JoinAnswer, NodeE
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let (response, noted) = peer.send_noting(request).await?;
     peer.answer("join", response, &noted).await
+}
+
+/// Whether the cluster has shut that server out.
+pub async fn ask_whether_removed(peer: &Peer, host: HostId) -> Result<bool, NodeError> {
+    yes_or_no(peer, &format!("{REMOVED_PATH}/{host}"), "removed").await
+}
+
+/// Whether that server leads, as it knows itself.
+pub async fn ask_whether_leads(peer: &Peer) -> Result<bool, NodeError> {
+    yes_or_no(peer, LEADS_PATH, "leads").await
+}
+
+async fn yes_or_no(peer: &Peer, path: &str, what: &str) -> Result<bool, NodeError> {
+    let mut request = Request::new(full(""));
+    // Constants and ids are words, so this is a path.
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    let (response, noted) = peer.send_noting(request).await?;
+    peer.answer(what, response, &noted).await
 }

@@ -1,7 +1,7 @@
 //! `basin host`.
 
 use basin_api::cluster::DrainRequest;
-use basin_api::host::{Host, HostState};
+use basin_api::host::{Condition, Host, HostState};
 use clap::Subcommand;
 use jiff::Timestamp;
 
@@ -164,6 +164,10 @@ impl View for Host {
             sheet.pair("Status", "its daemon has not reported yet");
             return sheet;
         };
+        for condition in &status.conditions {
+            let Condition { subject, detail, advice } = condition;
+            sheet.pair("Attention", clean(&format!("{subject}: {detail} {advice}")));
+        }
         sheet
             .pair("CPUs", format!("{} ({})", status.cpus, status.cpu_model))
             .pair("Memory", size(status.memory_bytes))

@@ -122,28 +122,35 @@ impl ImportArgs {
                 ));
             }
         };
-        let create = ImageCreate {
+        let mut create = ImageCreate {
             name,
             kind: self.kind.map_or_else(|| kind_of(&self.source), ImageKind::from),
-            source: self.send(session).await?,
-            description: self.description,
-            labels: self.label.into_iter().collect(),
+            source: self.send(session, self.upload).await?,
+            description: self.description.clone(),
+            labels: self.label.iter().cloned().collect(),
             format: self.format.map(SourceFormat::from),
-            sha256: self.sha256,
-            datastore: self.datastore,
+            sha256: self.sha256.clone(),
+            datastore: self.datastore.clone(),
         };
-        let task = session.client.create::<Image>(&create).await?;
+        let task = match session.client.create::<Image>(&create).await {
+            // This server has the file, and another one the datastore.
+            Err(error) if error.code() == Some("file-elsewhere") => {
+                create.source = self.send(session, true).await?;
+                session.client.create::<Image>(&create).await?
+            }
+            created => created?,
+        };
         session.finish::<Image>(task, self.wait, "imported").await
     }
 
     /// Makes the source one that the server can read.
-    async fn send(&self, session: &Session) -> Result<ImageSource, CliError> {
+    async fn send(&self, session: &Session, upload: bool) -> Result<ImageSource, CliError> {
         if is_url(&self.source) {
             return Ok(ImageSource::Url { url: self.source.clone() });
         }
         let file = std::fs::canonicalize(&self.source)
             .map_err(|e| CliError::failed(format!("cannot read {}: {e}", self.source), ""))?;
-        if let (true, false, Some(path)) = (session.client.is_local(), self.upload, file.to_str()) {
+        if let (true, false, Some(path)) = (session.client.is_local(), upload, file.to_str()) {
             return Ok(ImageSource::Path { path: path.to_owned() });
         }
         let bar = bytes_bar("uploading");

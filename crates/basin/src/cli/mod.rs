@@ -139,20 +139,29 @@ pub fn print_raw(bytes: &[u8]) -> ExitCode {
 
 async fn run(global: &Global, command: Command) -> Result<(), CliError> {
     let session = Session::new(&global.settings(Settings::from_env()), Out::new(global.output))?;
+    let outcome = run_in(&session, global, command).await;
+    if let Some(age) = session.client.state_age() {
+        let age = age.as_secs();
+        eprintln!("note: the servers that keep the state cannot be reached: this is {age} s old");
+    }
+    outcome
+}
+
+async fn run_in(session: &Session, global: &Global, command: Command) -> Result<(), CliError> {
     match command {
-        Command::Vm(command) => command.run(&session).await,
-        Command::Image(command) => command.run(&session).await,
-        Command::Volume(command) => command.run(&session).await,
-        Command::Datastore(command) => command.run(&session).await,
-        Command::Network(command) => command.run(&session).await,
-        Command::Host(command) => command.run(&session).await,
-        Command::Task(command) => command.run(&session).await,
-        Command::Token(command) => command.run(&session).await,
-        Command::Init(args) => args.run(&session).await,
-        Command::Join(args) => args.run(&session, global.token.as_deref()).await,
-        Command::Cluster(command) => command.run(&session).await,
-        Command::Events(args) => args.run(&session).await,
-        Command::Version => version(&session).await,
+        Command::Vm(command) => command.run(session).await,
+        Command::Image(command) => command.run(session).await,
+        Command::Volume(command) => command.run(session).await,
+        Command::Datastore(command) => command.run(session).await,
+        Command::Network(command) => command.run(session).await,
+        Command::Host(command) => command.run(session).await,
+        Command::Task(command) => command.run(session).await,
+        Command::Token(command) => command.run(session).await,
+        Command::Init(args) => args.run(session).await,
+        Command::Join(args) => args.run(session, global.token.as_deref()).await,
+        Command::Cluster(command) => command.run(session).await,
+        Command::Events(args) => args.run(session).await,
+        Command::Version => version(session).await,
     }
 }
 

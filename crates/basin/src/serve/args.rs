@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use basin_model::{Bytes, Name};
@@ -44,6 +45,10 @@ pub struct ServeArgs {
     /// What machines are made of; `fake` ones are for tests of Basin itself
     #[arg(long, env = "BASIN_ENGINE", default_value = "qemu", hide = true)]
     pub engine: EngineArg,
+    /// A member of etcd that is down for so many seconds is replaced; for tests
+    #[arg(long, env = "BASIN_REPLACE_MEMBER_AFTER", default_value = "600", hide = true)]
+    #[arg(value_name = "SECONDS", value_parser = seconds)]
+    pub replace_member_after: Duration,
     /// How to write the log, which goes to standard error
     #[arg(long, env = "BASIN_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -62,6 +67,8 @@ pub enum AcceleratorArg {
 pub enum EngineArg {
     Qemu,
     Fake,
+    /// As on a server with an older QEMU and an older CPU.
+    FakeOlder,
 }
 
 /// How logs are written.
@@ -107,6 +114,10 @@ impl ServeArgs {
         let full = nix::unistd::gethostname().context("cannot read the host name")?;
         Ok(name_of_host(&full.to_string_lossy()))
     }
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
 }
 
 fn name_of_host(full: &str) -> Name {

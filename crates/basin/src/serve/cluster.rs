@@ -3,34 +3,31 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use basin_blockd::control::Fabric;
 use basin_controller::app::App;
 use basin_controller::app::inventory::Inventory;
+use basin_controller::app::nodes;
 use basin_controller::cluster::leader::{self, Leadership};
 use basin_controller::cluster::voters::Voters;
 use basin_controller::cluster::{alive, duty};
-use basin_model::cluster::RemovedHost;
-use basin_model::host::Host;
+use basin_model::HostId;
 use basin_model::task::Problem;
-use basin_model::{HostId, keys};
 use basin_node::cluster::follow::Follower;
-use basin_node::cluster::leave;
+use basin_node::cluster::{ClusterDir, KnownServer};
 use basin_node::etcd::plan::Rules;
 use basin_node::pki::{Credentials, Sign, Subject, TlsDir, keep_renewed};
 use basin_node::remote::{Peers, RemoteNode};
 use basin_node::{Alone, LocalNode, NodeApi};
-use basin_store::{EtcdStore, Store, records};
-use jiff::Timestamp;
+use basin_store::EtcdStore;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::ServeArgs;
+use super::leave::Leaver;
 use super::state::MemberParts;
 
 /// A server of a cluster, before it serves.
@@ -92,7 +89,8 @@ impl Member {
             inventory: app.inventory().clone(),
             leadership: app.leadership.clone(),
             credentials: credentials.clone(),
-            rules: Rules::default(),
+            rules: Rules { replace_after: parts.replace_after },
+            leaving: app.leaving.clone(),
         };
         if matches!(parts.config.store, basin_node::cluster::StoreConfig::Own { .. }) {
             tasks.spawn(voters.keep(stop.clone()));
@@ -109,10 +107,14 @@ impl Member {
         let (subject, wanted) = watch::channel(subject(app, host, &credentials));
         tasks.spawn(follow_subject(app.clone(), host, credentials.clone(), subject, stop.clone()));
         let (dir, signer) = (parts.dir.tls(), Signer(app.clone()));
-        let renewing = keep_renewed(credentials, dir, wanted, signer, cert_trouble, stop.clone());
+        let renewing =
+            keep_renewed(credentials.clone(), dir, wanted, signer, cert_trouble, stop.clone());
         tasks.spawn(renewing);
-        tasks.spawn(keep_revocations(app.clone(), parts.dir.revoked(), stop.clone()));
-        tasks.spawn(leave_when_removed(app.clone(), host, again, stop.clone()));
+        tasks.spawn(keep_revocations(app.clone(), parts.dir.clone(), stop.clone()));
+        tasks.spawn(keep_servers(app.clone(), parts.dir.clone(), stop.clone()));
+        let leaver = Leaver { app: app.clone(), host, dir: parts.dir.clone(), again };
+        tasks.spawn(leaver.clone().when_removed(stop.clone()));
+        tasks.spawn(leaver.when_shut_out(store, credentials, stop.clone()));
         tasks.close();
         Duties(tasks)
     }
@@ -146,7 +148,7 @@ impl basin_node::Peers for Others {
         let at = {
             let snapshot = self.inventory.read();
             let host = &snapshot.hosts.get(&host)?.value;
-            basin_controller::app::nodes::address(host).ok()?
+            nodes::address(host).ok()?
         };
         Some(Arc::new(RemoteNode::new(self.peers.peer(&at))))
     }
@@ -222,14 +224,14 @@ async fn speak_nbd(
 }
 
 /// etcd reads the list at every handshake.
-async fn keep_revocations(app: Arc<App>, path: std::path::PathBuf, stop: CancellationToken) {
+async fn keep_revocations(app: Arc<App>, dir: ClusterDir, stop: CancellationToken) {
     let mut changes = app.inventory().changes();
     let mut known = None;
     loop {
         let removed: Vec<HostId> = app.inventory().read().removed_hosts.keys().copied().collect();
         if known.as_ref() != Some(&removed) {
             let written = match app.revoked().await {
-                Ok(list) => write_list(&path, &list).map_err(|e| e.to_string()),
+                Ok(list) => dir.store_revoked(&list).map_err(|e| e.to_string()),
                 Err(problem) => Err(problem.detail),
             };
             match written {
@@ -244,44 +246,26 @@ async fn keep_revocations(app: Arc<App>, path: std::path::PathBuf, stop: Cancell
     }
 }
 
-fn write_list(path: &std::path::Path, list: &str) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, list)?;
-    std::fs::rename(&temporary, path)
-}
-
-async fn leave_when_removed(
-    app: Arc<App>,
-    host: HostId,
-    again: Arc<Notify>,
-    stop: CancellationToken,
-) {
+/// Whom to ask when the store does not answer.
+async fn keep_servers(app: Arc<App>, dir: ClusterDir, stop: CancellationToken) {
     let mut changes = app.inventory().changes();
+    let mut kept = Vec::new();
     loop {
-        if app.inventory().read().removed_hosts.contains_key(&host) {
-            info!("this server was removed from its cluster");
-            // What the next start finds it finds in the store as well.
-            again.notify_one();
-            return;
+        let servers: Vec<KnownServer> = {
+            let snapshot = app.inventory().read();
+            let hosts = snapshot.hosts.values();
+            let addresses = hosts.filter_map(|h| nodes::address(&h.value).ok());
+            addresses.map(|at| KnownServer { host: at.host, address: at.address }).collect()
+        };
+        if kept != servers {
+            match dir.keep_servers(&servers) {
+                Ok(()) => kept = servers,
+                Err(error) => warn!(%error, "cannot note where the other servers are"),
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
         }
     }
-}
-
-pub async fn was_removed(store: &dyn Store, host: HostId) -> anyhow::Result<bool> {
-    let removed = records::get::<RemovedHost>(store, &keys::removed_host(host)).await?;
-    let there = records::get::<Host>(store, &keys::host(host)).await?;
-    Ok(removed.is_some() && there.is_none())
-}
-
-/// Begins anew, alone.
-pub fn leave(args: &ServeArgs) -> anyhow::Result<()> {
-    warn!("this server was removed from its cluster, and begins anew by itself");
-    leave::leave(&args.state_dir, Timestamp::now())
-        .context("cannot put the cluster's state aside")?;
-    std::thread::sleep(Duration::from_millis(100));
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use basin_model::hardware::HardwareFacts;
+use basin_model::hardware::{CpuModels, HardwareFacts, MachineVersion};
 use basin_model::host::{HostCapacity, KvmVerdict, QemuInfo};
 use basin_model::{Bytes, HostId, Vcpus};
 use basin_net::{Fabric, Instance, LinuxFabric, NetConfig};
@@ -24,7 +24,8 @@ pub struct Parts {
 pub async fn open(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
     match args.engine {
         EngineArg::Qemu => real(args, host, peers).await,
-        EngineArg::Fake => fake(args, host, peers),
+        EngineArg::Fake => fake(args, host, peers, "7.2", basin_qemu::fake::hardware_facts()),
+        EngineArg::FakeOlder => fake(args, host, peers, "7.1", older()),
     }
 }
 
@@ -56,11 +57,29 @@ async fn real(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::
     Ok(Parts { node, engine: Arc::new(engine), fabric: Arc::new(fabric) })
 }
 
-fn fake(args: &ServeArgs, host: HostId, peers: Arc<dyn Peers>) -> anyhow::Result<Parts> {
+fn older() -> HardwareFacts {
+    let missing = vec!["sse4.2".to_owned()];
+    let models = [("Nehalem-v1".to_owned(), missing), ("qemu64-v1".to_owned(), Vec::new())];
+    let facts = basin_qemu::fake::hardware_facts();
+    let aliases = [("Nehalem".to_owned(), "Nehalem-v1".to_owned())].into();
+    HardwareFacts {
+        cpus: CpuModels::new(models, aliases),
+        q35: vec![MachineVersion::new(7, 1)],
+        ..facts
+    }
+}
+
+fn fake(
+    args: &ServeArgs,
+    host: HostId,
+    peers: Arc<dyn Peers>,
+    version: &str,
+    hardware: HardwareFacts,
+) -> anyhow::Result<Parts> {
     let disks = BlockdMode::Given(Arc::new(FakeDisks::default()));
-    let qemu = QemuInfo::Usable { path: "fake".to_owned(), version: "0".to_owned() };
+    let qemu = QemuInfo::Usable { path: "fake".to_owned(), version: version.to_owned() };
     let kvm = KvmVerdict { usable: false, reason: "the fake engine needs none".to_owned() };
-    let node = node(args, host, peers, disks, qemu, kvm, Some(basin_qemu::fake::hardware_facts()));
+    let node = node(args, host, peers, disks, qemu, kvm, Some(hardware));
     let engine = FakeWorld::with_dir(args.state_dir.join("fake")).engine();
     Ok(Parts {
         node,

@@ -4,12 +4,15 @@
 //!
 //! - `args`: what it is told. `state`: where the store is, and what was left half done.
 //! - `engine`: what runs machines, networks and disks. `cluster`: what only a server
-//!   of a cluster has and does. `seat`: how it becomes one.
+//!   of a cluster has and does. `seat`: how it becomes one. `leave`: how it
+//!   stops being one. `children`: those of before.
 
 mod args;
+mod children;
 mod cluster;
 mod engine;
 mod identity;
+mod leave;
 mod seat;
 mod state;
 
@@ -80,11 +83,10 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     // From the first moment: whoever stops a daemon that is still starting has it
     // stopped in order, too.
     let mut signals = Signals::new()?;
+    children::reap_inherited();
     prepare(&args.state_dir, 0o711)?;
     prepare(&args.run_dir, 0o711)?;
     let host = identity::host_id(&args.state_dir)?;
-    let https = args.listen.address().map(listen::bind_https).transpose()?;
-    let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     let name = args.host_name()?;
 
     let stop = CancellationToken::new();
@@ -92,14 +94,18 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
         opened = state::open(args, host, &name, &stop) => opened?,
         () = signals.wait() => return Ok(End::Stop),
     };
-    let Opened { store, member } = opened;
+    let Opened::Ready(store, member) = opened else {
+        return leave::begin_anew(args, host).await.map(|()| End::Again);
+    };
+    let https = args.listen.address().map(listen::bind_https).transpose()?;
+    let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     records::check_schema(&*store).await?;
-    if cluster::was_removed(&*store, host).await? {
-        return cluster::leave(args).map(|()| End::Again);
+    if leave::was_removed(&*store, host).await? {
+        return leave::begin_anew(args, host).await.map(|()| End::Again);
     }
     bootstrap::ensure_host(&*store, host, &name).await?;
     let inventory = Inventory::open(store.clone()).await?;
-    let member = member.map(|parts| Member::new(parts, host, &inventory)).transpose()?;
+    let member = member.map(|parts| Member::new(*parts, host, &inventory)).transpose()?;
 
     let peers = member.as_ref().map(|m| m.peers.clone());
     let parts = engine::open(args, host, cluster::node_peers(peers.clone(), &inventory)).await?;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::cluster::Member;
 
 /// Whoever asked hears that it has begun before the daemon goes.
-const ANSWER_FIRST: Duration = Duration::from_millis(200);
+pub const ANSWER_FIRST: Duration = Duration::from_millis(200);
 
 pub struct DaemonSeat {
     state_dir: PathBuf,

@@ -5,29 +5,34 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use basin_controller::app::bootstrap;
 use basin_controller::app::vnis::assign_vnis;
+use basin_model::cluster::ClusterRecord;
 use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
 use basin_node::cluster::attempt::{self, Failed, Intent};
-use basin_node::cluster::{ClusterConfig, ClusterDir, found};
-use basin_node::etcd::EtcdMember;
+use basin_node::cluster::{ClusterConfig, ClusterDir, found, no_member, shut_out};
+use basin_node::etcd::{self, EtcdMember};
 use basin_node::pki::Material;
 use basin_qemu::qemu::cgroup::{Cgroups, MachineCgroup};
-use basin_store::{EtcdStore, SqliteStore, Store, records};
+use basin_store::{EtcdStore, SqliteStore, Store, StoreError, records};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::ServeArgs;
 
 /// How often a store that does not answer is spoken of.
 const SAY_EVERY: Duration = Duration::from_secs(15);
+/// How often other servers are asked why it does not.
+pub const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// The store, and what there is besides when it is a cluster's.
-pub struct Opened {
-    pub store: Arc<dyn Store>,
-    pub member: Option<MemberParts>,
+pub enum Opened {
+    /// The store, and what there is besides when it is a cluster's.
+    Ready(Arc<dyn Store>, Option<Box<MemberParts>>),
+    /// The cluster has shut this server out.
+    Removed,
 }
 
 /// What makes a server one of a cluster.
@@ -39,6 +44,8 @@ pub struct MemberParts {
     /// This server's member of etcd, where it has one.
     pub etcd: Option<EtcdMember>,
     pub cgroup: Option<MachineCgroup>,
+    /// A member of etcd that is down for so long is replaced.
+    pub replace_after: Duration,
 }
 
 /// Opens the store; waits for a cluster's to answer.
@@ -63,8 +70,11 @@ pub async fn open(
         Some(Intent::Join { .. }) => attempt::enter(state_dir)?,
         None => {}
     }
+    if current.is_removed() {
+        return Ok(Opened::Removed);
+    }
     match current.load()? {
-        None => Ok(Opened { store: Arc::new(sqlite(state_dir)?), member: None }),
+        None => Ok(Opened::Ready(Arc::new(sqlite(state_dir)?), None)),
         Some(config) => cluster(args, host, current, config, stop).await,
     }
 }
@@ -109,18 +119,65 @@ async fn cluster(
     let cgroup = Cgroups::open(&args.cgroup).ok().map(|groups| groups.service("etcd"));
     let etcd = match config.member(host, &dir) {
         Some(member) => Some(EtcdMember::start(member, cgroup.clone(), stop).await),
-        None => None,
+        None => {
+            let left = no_member(host, &config, &dir);
+            etcd::clear(&left).await.map_err(|e| anyhow::anyhow!("{}; {}", e.detail, e.advice))?;
+            None
+        }
     };
     let store = Arc::new(EtcdStore::connect(&config.etcd_options(&material))?);
-    let mut said = Instant::now();
     info!("waiting for the cluster's store");
-    while let Err(error) = store.get(&keys::cluster()).await {
-        if said.elapsed() > SAY_EVERY {
-            warn!(%error, "the cluster's store does not answer yet; virtual machines go on");
-            said = Instant::now();
+    let waited = tokio::select! {
+        there = answer(&store) => there?,
+        () = removed(&dir, host, &material) => return Ok(Opened::Removed),
+    };
+    is_ours(waited, config.cluster)?;
+    attempt::tidy(&dir).context("cannot take away what was needed to form the cluster")?;
+    let replace_after = args.replace_member_after;
+    let store_of = store.clone();
+    let parts = MemberParts { dir, config, material, store: store_of, etcd, cgroup, replace_after };
+    Ok(Opened::Ready(store, Some(Box::new(parts))))
+}
+
+/// What the store says of the cluster, once it answers.
+async fn answer(store: &EtcdStore) -> Result<Option<ClusterRecord>, StoreError> {
+    let mut said = Instant::now();
+    loop {
+        match records::get::<ClusterRecord>(store, &keys::cluster()).await {
+            Err(error @ StoreError::Unavailable(_)) => {
+                if said.elapsed() > SAY_EVERY {
+                    warn!(%error, "the cluster's store does not answer yet; VMs go on");
+                    said = Instant::now();
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            answered => return answered.map(|record| record.map(|r| r.value)),
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let parts = MemberParts { dir, config, material, store: store.clone(), etcd, cgroup };
-    Ok(Opened { store, member: Some(parts) })
+}
+
+/// Returns when another server says that this one was removed. Its etcd would not let
+/// this server in to read so itself.
+async fn removed(dir: &ClusterDir, host: HostId, material: &Material) {
+    loop {
+        tokio::time::sleep(ASK_EVERY).await;
+        if shut_out(dir, host, material).await {
+            return;
+        }
+    }
+}
+
+/// An etcd that has lost its data begins anew, empty: nothing may be decided from that.
+fn is_ours(found: Option<ClusterRecord>, cluster: Uuid) -> anyhow::Result<()> {
+    match found {
+        Some(found) if found.id == cluster => Ok(()),
+        Some(found) => bail!(
+            "etcd holds the state of another cluster ({}) than this server's ({cluster})",
+            found.id
+        ),
+        None => bail!(
+            "etcd answers, but holds nothing of this cluster ({cluster}): its data are lost. \
+             Bring them back with 'basin cluster restore FILE', from a backup"
+        ),
+    }
 }
