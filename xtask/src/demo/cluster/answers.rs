@@ -27,17 +27,17 @@ impl Answers {
         Ok(Answers { console, count: 0, longest: 0 })
     }
 
-    /// Waits for so many more.
+    /// Waits for so many more than have come by now.
     pub fn wait(&mut self, more: u64) -> Result<()> {
+        self.console.drain(Duration::from_millis(60))?;
+        self.take()?;
         let (wanted, begin) = (self.count + more, Instant::now());
         while self.count < wanted {
             if begin.elapsed() > COME_WITHIN {
                 bail!("expected answers over the connection, but none come after {}", self.count);
             }
             let goes_on = self.console.listen(Duration::from_millis(50))?;
-            for line in self.console.take_lines().lines() {
-                self.hear(line)?;
-            }
+            self.take()?;
             if !goes_on {
                 bail!("expected the console to go on, but it ended after {} answers", self.count);
             }
@@ -50,6 +50,10 @@ impl Answers {
         // What took long is told with the next ones.
         self.wait(20)?;
         Ok(Duration::from_millis(std::mem::take(&mut self.longest)))
+    }
+
+    fn take(&mut self) -> Result<()> {
+        self.console.take_lines().lines().try_for_each(|line| self.hear(line))
     }
 
     fn hear(&mut self, line: &str) -> Result<()> {
