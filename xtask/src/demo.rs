@@ -60,6 +60,11 @@ fn step<T>(steps: &mut Steps, name: &str, run: impl FnOnce() -> Result<T>) -> Re
     done
 }
 
+/// What a newcomer needs to know to follow.
+fn say(text: &str) {
+    println!("    # {text}");
+}
+
 pub fn run(workspace: &Path, options: &Options) -> Result<()> {
     let story: fn(&Setting<'_>, &mut Steps) -> Result<()> = match options.servers {
         1 => single::all,

@@ -3,12 +3,13 @@
 use anyhow::Result;
 
 use super::servers::Servers;
-use crate::demo::Setting;
-use crate::demo::step;
+use crate::demo::{Setting, say, step};
 use crate::steps::Steps;
 
 pub fn all(setting: &Setting<'_>, steps: &mut Steps) -> Result<Servers> {
     let mut servers = step(steps, "three servers, each for itself", || {
+        say("Network namespaces of this machine, joined by a bridge as by a switch. Each server");
+        say("has a daemon and a directory of its own, and offers 2 CPUs and 3 GiB.");
         let mut servers = Servers::new(setting)?;
         servers.start()?;
         Ok(servers)
@@ -18,6 +19,7 @@ pub fn all(setting: &Setting<'_>, steps: &mut Steps) -> Result<Servers> {
         (1..servers.all.len()).try_for_each(|n| join(&servers, n))
     })?;
     step(steps, "one entity: any server answers", || {
+        say("A third copy of the state comes by itself: one server may now be lost.");
         servers.until(2, &["host", "list"], |list| list.matches("ready").count() == 3)?;
         servers.until(1, &["cluster", "show"], |sheet| kept_by(sheet) == 3)?;
         Ok(())
@@ -27,6 +29,7 @@ pub fn all(setting: &Setting<'_>, steps: &mut Steps) -> Result<Servers> {
 }
 
 fn found(servers: &Servers) -> Result<()> {
+    say("What it knows moves from a file into etcd, which Basin sets up and keeps running.");
     let address = servers.all[0].address.to_string();
     servers.first().basin(&["init", "--advertise", &address]).map(drop)
 }

@@ -7,7 +7,7 @@ use super::answers::Answers;
 use super::servers::Servers;
 use super::ticks::{self, Ticks};
 use crate::demo::console::{BOOTS_WITHIN, type_line};
-use crate::demo::step;
+use crate::demo::{say, step};
 use crate::steps::Steps;
 
 /// The one that moves.
@@ -33,6 +33,8 @@ pub struct Watch {
 pub fn all(servers: &Servers, steps: &mut Steps) -> Result<Watch> {
     let ticks = Ticks::listen(&servers.fabric)?;
     step(steps, "a network that is the same on all servers, and guests on it", || {
+        say("'roamer' ticks every 5 ms to somebody outside of all servers. 'friend' keeps one TCP");
+        say("connection to it, and counts answers.");
         let first = servers.first();
         first.basin(&["network", "create", NETWORK, "--subnet", "10.50.0.0/24"])?;
         let ask = format!("micro.run=tcp-count,to={ROAMER_AT}:7,every=10");

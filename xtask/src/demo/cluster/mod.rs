@@ -15,7 +15,7 @@ mod tour;
 
 use anyhow::Result;
 
-use super::{Setting, import, step};
+use super::{Setting, import, say, step};
 use crate::images;
 use crate::steps::Steps;
 use guests::Watch;
@@ -38,6 +38,8 @@ pub fn all(setting: &Setting<'_>, steps: &mut Steps) -> Result<()> {
 }
 
 fn share(servers: &Servers) -> Result<()> {
+    say("A directory that all three have mounted, as NFS would be. Each server proves to the");
+    say("others that it really is the same one.");
     let path = servers.shared.display().to_string();
     servers.first().basin(&["datastore", "create", "shared", "--path", &path, "--shared"])?;
     servers.until(1, &["datastore", "list"], |list| list.contains("3 of 3 servers")).map(drop)
@@ -46,6 +48,8 @@ fn share(servers: &Servers) -> Result<()> {
 fn moves(servers: &Servers, watch: &mut Watch, steps: &mut Steps) -> Result<()> {
     step(steps, "it writes to its disk from now on", || disk::write(servers))?;
     step(steps, "it moves round all servers; its disk is on storage that they share", || {
+        say("The gap is the longest time without a tick, heard outside, of a guest that ticks");
+        say("every 5 ms. The TCP answer is the longest that its friend waited for one.");
         tour::round(servers, watch, |_, _| None)
     })?;
     step(steps, "again, and its disk moves along from server to server", || {
