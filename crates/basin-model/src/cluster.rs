@@ -34,18 +34,6 @@ impl std::fmt::Debug for ExternalEtcd {
     }
 }
 
-/// A server that is to run a member of the cluster's etcd. The server starts it when
-/// the record appears, and deletes what it holds when the record goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreMember {
-    pub host: HostId,
-    pub client_url: String,
-    pub peer_url: String,
-    /// The members it joins, as `(name, peer URL)`; none for the very first.
-    pub others: Vec<(String, String)>,
-    pub since: Timestamp,
-}
-
 /// A server's certificate that the cluster's CA signed. Those of a removed server
 /// are on the list of revoked ones until they expire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,12 +27,11 @@ pub enum Kind {
     Alive,
     JoinToken,
     RemovedHost,
-    StoreMember,
     Issued,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Vm,
         Kind::VmStatus,
         Kind::Volume,
@@ -47,7 +46,6 @@ impl Kind {
         Kind::Alive,
         Kind::JoinToken,
         Kind::RemovedHost,
-        Kind::StoreMember,
         Kind::Issued,
     ];
 
@@ -67,7 +65,6 @@ impl Kind {
             Kind::Alive => "alive",
             Kind::JoinToken => "join-token",
             Kind::RemovedHost => "removed-host",
-            Kind::StoreMember => "store-member",
             Kind::Issued => "issued",
         }
     }
@@ -135,11 +132,6 @@ pub fn join_token(id: TokenId) -> String {
 }
 pub fn removed_host(id: HostId) -> String {
     Kind::RemovedHost.key(id)
-}
-
-/// The server that is to run a member of etcd.
-pub fn store_member(id: HostId) -> String {
-    Kind::StoreMember.key(id)
 }
 
 /// A certificate that was signed, by its serial number in hex.

@@ -191,7 +191,7 @@ impl App {
 
     pub fn store_endpoints(&self) -> Vec<String> {
         let snapshot = self.inventory().read();
-        snapshot.store_members.values().map(|m| m.value.client_url.clone()).collect()
+        snapshot.voters.values().flatten().cloned().collect()
     }
 
     async fn authority(&self) -> Result<Authority, Problem> {

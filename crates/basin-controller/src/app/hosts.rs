@@ -1,6 +1,6 @@
 //! Servers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use basin_api::cluster::DrainRequest;
 use basin_api::reference::MetaPatch;
@@ -72,9 +72,7 @@ impl App {
         };
         self.commit(|snapshot, mint| {
             let host = may_leave(snapshot, &id.to_string(), dead)?;
-            let txn = removal(host, snapshot, mint.now);
-            let txn = if dead { txn } else { txn.require_absent(keys::store_member(id)) };
-            Ok((id, txn))
+            Ok((id, removal(host, snapshot, mint.now)))
         })
         .await
     }
@@ -83,15 +81,11 @@ impl App {
     /// worth nothing once it is removed, and its member of etcd could tell no other
     /// what it alone may know.
     async fn without_vote(&self, id: HostId) -> Result<Leaves, Problem> {
-        let leaves = self.leaving.leaves(id);
-        let mut changes = self.inventory().changes();
+        let (leaves, since) = (self.leaving.leaves(id), Instant::now());
         let gone = async {
-            loop {
-                changes.borrow_and_update();
-                let there = self.inventory().read().store_members.contains_key(&id);
-                if !there || changes.changed().await.is_err() {
-                    return;
-                }
+            // By a list that is newer: it may have got its vote a moment ago.
+            while !is_without_vote(&self.inventory().read(), id, since) {
+                tokio::time::sleep(VOTE_LOOKED_FOR_EVERY).await;
             }
         };
         if tokio::time::timeout(VOTE_GIVEN_UP_WITHIN, gone).await.is_ok() {
@@ -107,6 +101,15 @@ impl App {
 
 /// A member of etcd is added, catches up and gets its vote before another goes.
 const VOTE_GIVEN_UP_WITHIN: Duration = Duration::from_secs(45);
+const VOTE_LOOKED_FOR_EVERY: Duration = Duration::from_millis(200);
+
+fn is_without_vote(snapshot: &Snapshot, id: HostId, since: Instant) -> bool {
+    match snapshot.voters_seen {
+        Some(seen) => seen > since && !snapshot.voters.contains_key(&id),
+        // etcd is not the cluster's own.
+        None => true,
+    }
+}
 
 fn may_leave<'a>(
     snapshot: &'a Snapshot,

@@ -6,11 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use basin_model::cluster::{
-    Alive, ClusterRecord, Issued, JoinToken, Leader, RemovedHost, StoreMember,
-};
+use basin_model::cluster::{Alive, ClusterRecord, Issued, JoinToken, Leader, RemovedHost};
 use basin_model::datastore::Datastore;
 use basin_model::host::{Host, HostStatus};
 use basin_model::image::Image;
@@ -20,6 +18,7 @@ use basin_model::task::Task;
 use basin_model::vm::{Vm, VmStatus};
 use basin_model::volume::Volume;
 use basin_model::{DatastoreId, HostId, ImageId, NetworkId, TaskId, TokenId, VmId, VolumeId};
+use basin_node::etcd::Voters;
 use basin_store::records::{self, Versioned};
 use basin_store::{Change, Entry, Revision, Store, StoreError};
 use futures::StreamExt;
@@ -48,12 +47,16 @@ pub struct Snapshot {
     pub alive: Table<HostId, Alive>,
     pub join_tokens: Table<TokenId, JoinToken>,
     pub removed_hosts: Table<HostId, RemovedHost>,
-    pub store_members: Table<HostId, StoreMember>,
     /// By serial number.
     pub issued: Table<String, Issued>,
     /// None while there is one server, alone.
     pub cluster: Option<ClusterRecord>,
     pub leader: Option<Leader>,
+    /// Servers with a vote in the cluster's own etcd, and where it answers. No record
+    /// says so but etcd's list of its members: see [`Inventory::note_voters`].
+    pub voters: Voters,
+    /// When that list was read; never, where etcd is not the cluster's own.
+    pub voters_seen: Option<Instant>,
     /// Which VM has the volume attached.
     pub attachments: HashMap<VolumeId, VmId>,
     /// What `attachments` says of each VM, to take it back.
@@ -83,7 +86,6 @@ impl Snapshot {
             Kind::Alive => put(&mut self.alive, id, entry),
             Kind::JoinToken => put(&mut self.join_tokens, id, entry),
             Kind::RemovedHost => put(&mut self.removed_hosts, id, entry),
-            Kind::StoreMember => put(&mut self.store_members, id, entry),
             Kind::Issued => put(&mut self.issued, id, entry),
             Kind::Workflow => Ok(()),
         };
@@ -121,7 +123,6 @@ impl Snapshot {
             Kind::Alive => remove(&mut self.alive, id),
             Kind::JoinToken => remove(&mut self.join_tokens, id),
             Kind::RemovedHost => remove(&mut self.removed_hosts, id),
-            Kind::StoreMember => remove(&mut self.store_members, id),
             Kind::Issued => remove(&mut self.issued, id),
             Kind::Workflow => {}
         }
@@ -162,6 +163,7 @@ fn remove<I: std::str::FromStr + Ord, T>(table: &mut Table<I, T>, id: &str) {
 pub struct Inventory {
     snapshot: Arc<RwLock<Snapshot>>,
     revision: watch::Receiver<Revision>,
+    changed: Arc<watch::Sender<Revision>>,
 }
 
 impl Inventory {
@@ -169,8 +171,9 @@ impl Inventory {
     pub async fn open(store: Arc<dyn Store>) -> Result<Inventory, StoreError> {
         let first = load(&*store).await?;
         let (sender, revision) = watch::channel(first.revision);
-        let snapshot = Arc::new(RwLock::new(first));
-        let inventory = Inventory { snapshot: Arc::clone(&snapshot), revision };
+        let (snapshot, sender) = (Arc::new(RwLock::new(first)), Arc::new(sender));
+        let changed = Arc::clone(&sender);
+        let inventory = Inventory { snapshot: Arc::clone(&snapshot), revision, changed };
         tokio::spawn(async move {
             tokio::select! {
                 () = follow(store, snapshot, &sender) => {}
@@ -190,6 +193,17 @@ impl Inventory {
         let mut receiver = self.revision.clone();
         // The sender lives as long as `self` does; were it gone, there is nothing to wait for.
         let _ = receiver.wait_for(|now| *now >= revision).await;
+    }
+
+    /// What etcd's list of members says now.
+    pub fn note_voters(&self, voters: &Voters) {
+        let mut snapshot = self.snapshot.write().unwrap_or_else(|p| p.into_inner());
+        snapshot.voters_seen = Some(Instant::now());
+        if snapshot.voters != *voters {
+            snapshot.voters.clone_from(voters);
+            drop(snapshot);
+            self.changed.send_modify(|_| {});
+        }
     }
 
     /// Woken at every change.
@@ -232,7 +246,11 @@ async fn follow(
         match load(&*store).await {
             Ok(fresh) => {
                 let now = fresh.revision;
-                *snapshot.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = fresh;
+                {
+                    let mut old = snapshot.write().unwrap_or_else(|p| p.into_inner());
+                    let voters = std::mem::take(&mut old.voters);
+                    *old = Snapshot { voters, voters_seen: old.voters_seen, ..fresh };
+                }
                 revision.send_replace(now);
             }
             Err(e) => {

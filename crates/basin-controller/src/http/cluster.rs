@@ -127,11 +127,7 @@ fn cluster(app: &App) -> Cluster {
         leader: leader.map(|host| reference(host, &snapshot)),
         store: app.seat.contact().map(|contact| Store {
             external: snapshot.cluster.as_ref().is_some_and(|c| c.external_etcd.is_some()),
-            members: snapshot
-                .store_members
-                .keys()
-                .map(|host| reference(*host, &snapshot))
-                .collect(),
+            members: snapshot.voters.keys().map(|host| reference(*host, &snapshot)).collect(),
             asks: contact.asks,
             age_ms: u64::try_from(contact.age.as_millis()).unwrap_or(u64::MAX),
             lost: contact.lost,

@@ -143,7 +143,7 @@ fn event(change: &Change, snapshot: &Snapshot) -> Option<Event> {
         Kind::Task => "task",
         Kind::Token => "token",
         Kind::Workflow | Kind::VmStatus | Kind::HostStatus | Kind::Alive => return None,
-        Kind::JoinToken | Kind::RemovedHost | Kind::StoreMember | Kind::Issued => return None,
+        Kind::JoinToken | Kind::RemovedHost | Kind::Issued => return None,
     };
     let event = |change, object| {
         Some(Event { change, kind: word.to_owned(), id: id.to_owned(), revision, object })
@@ -182,6 +182,6 @@ fn object(kind: Kind, id: &str, snapshot: &Snapshot) -> Option<serde_json::Value
         Kind::Task => json(convert::task::task(snapshot.task(id).ok()?)),
         Kind::Token => json(convert::token::token(snapshot.token(id).ok()?)),
         Kind::Workflow | Kind::VmStatus | Kind::HostStatus | Kind::Alive => None,
-        Kind::JoinToken | Kind::RemovedHost | Kind::StoreMember | Kind::Issued => None,
+        Kind::JoinToken | Kind::RemovedHost | Kind::Issued => None,
     }
 }

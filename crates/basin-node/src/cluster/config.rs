@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use basin_model::HostId;
 use basin_model::cluster::ExternalEtcd;
+use basin_qemu::qemu::cgroup::MachineCgroup;
 use basin_store::etcd::{EtcdIdentity, EtcdOptions, EtcdTls};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{ETCD_CLIENT_PORT, ETCD_PEER_PORT};
-use crate::etcd::{self, MemberConfig, MemberTls, Peer};
+use crate::etcd::{Beginning, MemberConfig, MemberTls, Resident};
 use crate::files;
 use crate::pki::{Material, TlsDir};
 
@@ -31,21 +33,10 @@ pub struct ClusterConfig {
 pub enum StoreConfig {
     /// etcd that Basin runs.
     Own {
-        /// The members that were there when the store was last reached.
+        /// Where members answered when the store was last reached, the nearest first.
         endpoints: Vec<String>,
-        /// This server has a member itself, which began like this.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        member: Option<Beginning>,
     },
     External(ExternalEtcd),
-}
-
-/// How this server's member of etcd came to be. Once it has data that does not matter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Beginning {
-    New { token: String },
-    Join { others: Vec<(String, String)> },
 }
 
 /// The directory of everything that makes a server one of a cluster.
@@ -116,31 +107,41 @@ impl ClusterDir {
 }
 
 impl ClusterConfig {
-    /// Where to ask: this server's own member first.
+    /// Where to ask.
     pub fn etcd_options(&self, material: &Material) -> EtcdOptions {
         match &self.store {
-            StoreConfig::Own { endpoints, member } => {
-                let own = etcd_url(self.advertise, ETCD_CLIENT_PORT);
-                let mut urls: Vec<String> = member.iter().map(|_| own.clone()).collect();
-                urls.extend(
-                    endpoints.iter().filter(|url| **url != own || member.is_none()).cloned(),
-                );
-                EtcdOptions::new(urls, Some(cluster_tls(material)))
+            StoreConfig::Own { endpoints } => {
+                EtcdOptions::new(endpoints.clone(), Some(cluster_tls(material)))
             }
             StoreConfig::External(external) => external_options(external),
         }
     }
 
-    /// How this server's member is run, if it has one.
-    pub fn member(&self, host: HostId, dir: &ClusterDir) -> Option<MemberConfig> {
-        let StoreConfig::Own { member: Some(beginning), .. } = &self.store else { return None };
-        Some(member_config(host, self.advertise, beginning, dir))
+    /// The member that this server has, may get or had; none of somebody else's etcd.
+    pub fn resident(
+        &self,
+        host: HostId,
+        dir: &ClusterDir,
+        cgroup: Option<MachineCgroup>,
+        stop: CancellationToken,
+    ) -> Option<Resident> {
+        match &self.store {
+            StoreConfig::Own { .. } => {
+                Some(Resident::new(member_config(host, self.advertise, dir), cgroup, stop))
+            }
+            StoreConfig::External(_) => None,
+        }
+    }
+
+    /// Where a member of this server answers clients.
+    pub fn own_endpoint(&self) -> String {
+        etcd_url(self.advertise, ETCD_CLIENT_PORT)
     }
 }
 
 /// What this server's member would be, for taking away what one left.
 pub fn no_member(host: HostId, config: &ClusterConfig, dir: &ClusterDir) -> MemberConfig {
-    member_config(host, config.advertise, &Beginning::Join { others: Vec::new() }, dir)
+    member_config(host, config.advertise, dir)
 }
 
 /// An etcd of somebody else's.
@@ -164,13 +165,7 @@ pub fn cluster_tls(material: &Material) -> EtcdTls {
     }
 }
 
-/// A member on this server.
-pub fn member_config(
-    host: HostId,
-    address: IpAddr,
-    beginning: &Beginning,
-    dir: &ClusterDir,
-) -> MemberConfig {
+fn member_config(host: HostId, address: IpAddr, dir: &ClusterDir) -> MemberConfig {
     let tls = dir.tls();
     MemberConfig {
         program: "etcd".into(),
@@ -185,19 +180,12 @@ pub fn member_config(
             key: tls.server(),
             revoked: Some(dir.revoked()),
         }),
-        beginning: match beginning {
-            Beginning::New { token } => etcd::Beginning::New { token: token.clone() },
-            Beginning::Join { others } => etcd::Beginning::Join {
-                others: others
-                    .iter()
-                    .map(|(name, url)| Peer { name: name.clone(), url: url.clone() })
-                    .collect(),
-            },
-        },
+        // The resident knows better.
+        beginning: Beginning::Join { others: Vec::new() },
     }
 }
 
-pub fn etcd_url(address: IpAddr, port: u16) -> String {
+fn etcd_url(address: IpAddr, port: u16) -> String {
     format!("https://{}", std::net::SocketAddr::new(address, port))
 }
 
@@ -210,8 +198,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dir = ClusterDir::current(state.path());
         assert_eq!(dir.load().unwrap(), None);
-        let member = Some(Beginning::Join { others: vec![("a".into(), "https://a:2380".into())] });
-        let store = StoreConfig::Own { endpoints: vec!["https://a:2379".into()], member };
+        let store = StoreConfig::Own { endpoints: vec!["https://a:2379".into()] };
         let advertise = "10.0.0.1".parse().unwrap();
         let config =
             ClusterConfig { cluster: Uuid::from_u128(7), advertise, api_port: 7443, store };

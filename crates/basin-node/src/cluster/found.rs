@@ -12,7 +12,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use basin_model::cluster::{Authority, ClusterRecord, ExternalEtcd, Issued, StoreMember};
+use basin_model::cluster::{Authority, ClusterRecord, ExternalEtcd, Issued};
 use basin_model::host::Host;
 use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::attempt::{self, Intent};
-use super::config::{etcd_url, external_options};
-use super::{Beginning, ClusterConfig, ClusterDir, ETCD_CLIENT_PORT, ETCD_PEER_PORT, StoreConfig};
-use crate::etcd::{self, EtcdMember};
+use super::config::external_options;
+use super::{ClusterConfig, ClusterDir, StoreConfig};
+use crate::etcd::{EtcdMember, Resident};
 use crate::fault::point;
 use crate::files;
 use crate::pki::{ClusterCa, Material, PkiError, Subject, request};
@@ -58,13 +58,14 @@ pub fn prepare(next: &ClusterDir, found: &Found, id: Uuid) -> Result<(), Problem
     let cluster = Uuid::now_v7();
     let store = match &found.external {
         Some(external) => StoreConfig::External(external.clone()),
-        None => StoreConfig::Own {
-            endpoints: vec![etcd_url(found.advertise, ETCD_CLIENT_PORT)],
-            member: Some(Beginning::New { token: cluster.to_string() }),
-        },
+        None => StoreConfig::Own { endpoints: Vec::new() },
     };
     let (advertise, api_port) = (found.advertise, found.api_port);
-    let config = ClusterConfig { cluster, advertise, api_port, store };
+    let mut config = ClusterConfig { cluster, advertise, api_port, store };
+    let own = config.own_endpoint();
+    if let StoreConfig::Own { endpoints } = &mut config.store {
+        endpoints.push(own);
+    }
     next.tls().store(&material).map_err(|e| unmade(&e))?;
     let list = ca.revocations(&[], 1, now).map_err(|e| unmade(&e))?;
     let write = || {
@@ -100,12 +101,13 @@ pub async fn move_in(
     let kept: Authority = std::fs::read(&authority)
         .map_err(|e| unreadable(&e))
         .and_then(|text| serde_json::from_slice(&text).map_err(|e| unreadable(&e)))?;
-    let member = match config.member(host, next) {
+    let resident = config.resident(host, next, None, stop.clone());
+    let member = match &resident {
         None => None,
-        Some(member) => {
-            // What an attempt left that was cut off is of no use.
-            etcd::clear(&member).await?;
-            Some(EtcdMember::start(member, None, stop).await)
+        Some(resident) => {
+            // What an attempt left that was cut off is of no use; its process may run.
+            resident.clear_all().await?;
+            Some(resident.begin(config.cluster.to_string()).await?)
         }
     };
     let options = config.etcd_options(&material);
@@ -119,11 +121,21 @@ pub async fn move_in(
             settle(&to, &config, host, &material, &kept).await?;
         }
         point("init/settle/after");
-        Ok(())
+        match &resident {
+            Some(resident) => be_known(&to, resident).await,
+            None => Ok(()),
+        }
     };
     let moved: Result<(), Problem> = moved.await;
-    if let Some(member) = member {
-        member.shut_down().await?;
+    match (&member, &moved) {
+        (None, _) => {}
+        // It begins again where the directory is then, with what it holds.
+        (Some(member), Ok(())) => member.shut_down().await?,
+        (Some(_), Err(_)) => {
+            if let Some(resident) = &resident {
+                resident.clear_all().await?;
+            }
+        }
     }
     moved
 }
@@ -141,6 +153,12 @@ async fn settled(to: &dyn Store, config: &ClusterConfig) -> Result<bool, Problem
         )),
         there => Ok(there.is_some()),
     }
+}
+
+/// Notes whose data these are, before they move.
+async fn be_known(to: &EtcdStore, resident: &Resident) -> Result<(), Problem> {
+    let members = to.members().await.map_err(|e| store(&e))?;
+    resident.tend(&members).await.map(drop)
 }
 
 /// What only a cluster has.
@@ -173,21 +191,11 @@ async fn settle(
         serial: material.facts().serial.clone(),
         expires_at: material.facts().not_after,
     };
-    let mut txn = TxnBuilder::new()
+    let txn = TxnBuilder::new()
         .put(keys::cluster(), &record)
         .put(keys::authority(), authority)
         .put(keys::issued(&issued.serial), &issued)
         .replace(&own, &new);
-    if matches!(config.store, StoreConfig::Own { .. }) {
-        let member = StoreMember {
-            host,
-            client_url: etcd_url(config.advertise, ETCD_CLIENT_PORT),
-            peer_url: etcd_url(config.advertise, ETCD_PEER_PORT),
-            others: Vec::new(),
-            since: now,
-        };
-        txn = txn.put(keys::store_member(host), &member);
-    }
     txn.commit(to).await.map(drop).map_err(|e| {
         let advice = "try again; nothing has changed on this server";
         problem("cluster-unfinished", format!("the store refused: {e}"), advice)

@@ -96,9 +96,7 @@ fn keep(
 ) -> std::io::Result<()> {
     attempt::discard(next)?;
     let store = match &answer.store {
-        JoinStore::Own { endpoints } => {
-            StoreConfig::Own { endpoints: endpoints.clone(), member: None }
-        }
+        JoinStore::Own { endpoints } => StoreConfig::Own { endpoints: endpoints.clone() },
         JoinStore::External(external) => StoreConfig::External(ExternalEtcd::clone(external)),
     };
     let config = ClusterConfig {

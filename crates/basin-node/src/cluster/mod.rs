@@ -6,8 +6,7 @@
 //! - [`found`]: the first server's state enters etcd (`basin init`).
 //! - [`join`]: another cluster is asked to take this server in (`basin join`).
 //! - [`attempt`]: what was begun and not finished, and how the last attempt ended.
-//! - [`follow`]: runs an etcd member where the store says so, and follows where the
-//!   others are.
+//! - [`follow`]: tends this server's member of etcd, and follows where all are.
 //! - `known`: where the other servers are, should the store not answer. [`leave`]:
 //!   a server that was removed begins anew.
 //! - [`wire`]: what a joining server and the cluster say to each other.
@@ -21,7 +20,7 @@ mod known;
 pub mod leave;
 pub mod wire;
 
-pub use config::{Beginning, ClusterConfig, ClusterDir, StoreConfig, no_member};
+pub use config::{ClusterConfig, ClusterDir, StoreConfig, no_member};
 pub use known::{KnownServer, shut_out};
 
 /// Where a member of etcd answers clients, and other members.

@@ -22,7 +22,7 @@ pub struct MemberConfig {
     pub program: PathBuf,
     /// Unique in the cluster, and never used twice for different data: the server's id.
     pub name: String,
-    /// Everything of the member: `data/`, its log.
+    /// Everything of the member: `data/` and whose they are, its log.
     pub dir: PathBuf,
     /// Where other servers reach it.
     pub address: IpAddr,
@@ -83,6 +83,11 @@ impl MemberConfig {
 
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// Whose the data are: see `resident`.
+    pub(super) fn id_file(&self) -> PathBuf {
+        self.dir.join("member-id")
     }
 
     /// The argument that tells this member's process from every other.

@@ -57,13 +57,7 @@ impl EtcdMember {
         cgroup: Option<MachineCgroup>,
         stop: &CancellationToken,
     ) -> EtcdMember {
-        let member = EtcdMember(Arc::new(Inner {
-            config,
-            cgroup,
-            state: watch::Sender::new(MemberState::default()),
-            stop: stop.child_token(),
-            process: Mutex::default(),
-        }));
+        let member = EtcdMember::new(config, cgroup, stop);
         let first = member.ensure().await;
         let watching = member.clone();
         tokio::spawn(async move {
@@ -71,6 +65,20 @@ impl EtcdMember {
             stop.run_until_cancelled(watching.watch(first)).await;
         });
         member
+    }
+
+    fn new(
+        config: MemberConfig,
+        cgroup: Option<MachineCgroup>,
+        stop: &CancellationToken,
+    ) -> EtcdMember {
+        EtcdMember(Arc::new(Inner {
+            config,
+            cgroup,
+            state: watch::Sender::new(MemberState::default()),
+            stop: stop.child_token(),
+            process: Mutex::default(),
+        }))
     }
 
     pub fn state(&self) -> watch::Receiver<MemberState> {
@@ -83,7 +91,7 @@ impl EtcdMember {
 
     /// Asks this very member.
     pub fn admin(&self) -> Result<EtcdAdmin, StoreError> {
-        let tls = self.0.config.tls.as_ref().map(client_tls).transpose()?;
+        let tls = self.0.config.tls.as_ref().map(MemberTls::client).transpose()?;
         EtcdAdmin::new(&[self.0.config.client_url()], tls.as_ref())
     }
 
@@ -109,6 +117,18 @@ impl EtcdMember {
     /// removed from the cluster.
     pub async fn remove(&self) -> Result<(), Problem> {
         self.shut_down().await?;
+        self.delete().await
+    }
+
+    /// The same, of a member that nobody watches.
+    pub async fn remove_stray(
+        config: &MemberConfig,
+        cgroup: Option<MachineCgroup>,
+    ) -> Result<(), Problem> {
+        EtcdMember::new(config.clone(), cgroup, &CancellationToken::new()).remove().await
+    }
+
+    async fn delete(&self) -> Result<(), Problem> {
         match tokio::fs::remove_dir_all(self.0.config.data_dir()).await {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 let detail = format!("cannot delete {}: {e}", self.0.config.data_dir().display());
@@ -191,12 +211,15 @@ impl EtcdMember {
     }
 }
 
-/// The server's own certificate is a client's, too.
-fn client_tls(files: &MemberTls) -> Result<EtcdTls, StoreError> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path)
-            .map_err(|e| StoreError::Unusable(format!("cannot read {}: {e}", path.display())))
-    };
-    let identity = EtcdIdentity { certificate: read(&files.certificate)?, key: read(&files.key)? };
-    Ok(EtcdTls { ca: read(&files.ca)?, identity: Some(identity) })
+impl MemberTls {
+    /// The server's own certificate is a client's, too.
+    pub fn client(&self) -> Result<EtcdTls, StoreError> {
+        let read = |path: &std::path::Path| {
+            std::fs::read(path)
+                .map_err(|e| StoreError::Unusable(format!("cannot read {}: {e}", path.display())))
+        };
+        let (certificate, key) = (read(&self.certificate)?, read(&self.key)?);
+        let identity = EtcdIdentity { certificate, key };
+        Ok(EtcdTls { ca: read(&self.ca)?, identity: Some(identity) })
+    }
 }

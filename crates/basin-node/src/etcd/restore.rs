@@ -43,6 +43,7 @@ pub async fn restore(config: &MemberConfig, backup: &Path) -> Result<(), Problem
         remove(&aside).map_err(about("delete what an earlier restore put aside"))?;
         fs::rename(&data, &aside).map_err(about("put the old data aside"))?;
     }
+    remove_id(config).map_err(about("forget whose the old data were"))?;
     fs::rename(&new, &data).map_err(about("put the new data in place"))?;
     let synced = fs::File::open(&config.dir).and_then(|dir| dir.sync_all());
     synced.map_err(about("write the cluster's directory"))
@@ -50,6 +51,13 @@ pub async fn restore(config: &MemberConfig, backup: &Path) -> Result<(), Problem
 
 fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn remove_id(config: &MemberConfig) -> io::Result<()> {
+    match fs::remove_file(config.id_file()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }

@@ -1,19 +1,19 @@
 //! Members as Basin keeps them: real etcd with TLS, adopted, killed, replaced, restored.
 
+mod backup;
+mod cluster;
+mod founding;
 mod grow;
 mod world;
 
 use std::fs;
 
-use basin_node::etcd::{Beginning, EtcdMember, restore};
+use basin_node::etcd::EtcdMember;
 use basin_qemu::qemu::cgroup::Cgroups;
-use basin_store::{Revision, Store, StoreError};
-use futures::StreamExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 use world::{PATIENCE, World, pid, pids_of, put, read, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,48 +80,5 @@ async fn a_member_that_cannot_run_says_why_and_is_tried_again() {
     let down = timeout(PATIENCE, state.wait_for(|s| s.problem.is_some())).await.unwrap();
     let problem = down.unwrap().problem.clone().unwrap();
     assert!(problem.detail.contains("PEM"), "{problem:?}");
-    member.shut_down().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_begins_a_new_cluster() {
-    let world = World::new();
-    let config = world.first();
-    let member = world.start(config.clone()).await;
-    let store = world.store(&[&config]);
-    put(&store, "a", "in the backup").await;
-    let backup = world.dir.path().join("backup.db");
-    let admin = member.admin().unwrap();
-    admin.snapshot(&backup).await.unwrap();
-    let before = admin.status().await.unwrap();
-    put(&store, "b", "after it").await;
-    let last = store.list("").await.unwrap().revision;
-    let mut watch = store.watch("", last).await.unwrap();
-
-    let mut new = config.clone();
-    new.beginning = Beginning::New { token: Uuid::new_v4().to_string() };
-    let refused = restore(&new, &backup).await.unwrap_err();
-    assert!(refused.detail.contains("etcd runs here"), "{refused:?}");
-    member.shut_down().await.unwrap();
-    let damaged = world.dir.path().join("damaged.db");
-    let mut bytes = fs::read(&backup).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(&damaged, bytes).unwrap();
-    let refused = restore(&new, &damaged).await.unwrap_err();
-    assert!(refused.detail.contains("damaged.db"), "{refused:?}");
-    assert!(config.data_dir().exists(), "a bad backup costs nothing");
-
-    restore(&new, &backup).await.unwrap();
-    let member = world.start(new).await;
-    assert_eq!(read(&store, "a").await.as_deref(), Some("in the backup"));
-    assert_eq!(read(&store, "b").await, None);
-    let after = member.admin().unwrap().status().await.unwrap();
-    assert_ne!(before.cluster, after.cluster);
-    assert_eq!(member.admin().unwrap().members().await.unwrap().len(), 1);
-    // The history that was watched is not this one.
-    let told = timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
-    assert!(matches!(told, Err(StoreError::Compacted(at)) if at == last), "{told:?}");
-    assert!(store.watch("", Revision(1)).await.is_ok());
     member.shut_down().await.unwrap();
 }

@@ -96,19 +96,37 @@ impl World {
     }
 }
 
+/// Nobody starts anything again after that.
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
 /// Ends what outlives it by design, also after a failure.
 pub struct Killed(MemberConfig);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        for pid in pids_of(&self.0) {
+        kill_all(&self.0.mark());
+    }
+}
+
+pub fn kill_all(mark: &str) {
+    // One that was about to be started when its daemon ended comes up a moment later.
+    for _ in 0..3 {
+        for pid in pids_with(mark) {
             let _ = kill(pid, Signal::SIGKILL);
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 pub fn pids_of(config: &MemberConfig) -> Vec<Pid> {
-    let mark = format!("--data-dir={}", config.dir.join("data").display());
+    pids_with(&config.mark())
+}
+
+pub fn pids_with(mark: &str) -> Vec<Pid> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
     let has = |pid: &i32| {

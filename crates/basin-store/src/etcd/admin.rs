@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::errors::{chain, failure};
-use super::link::plain;
+use super::EtcdStore;
+use super::errors::{Failure, chain, failure};
+use super::link::{Again, plain, probe};
 use super::options::{self, CONNECT_WITHIN, EtcdTls};
 use super::rpc::{self, Method};
 use super::wire::{
@@ -32,6 +34,15 @@ impl Member {
     pub fn started(&self) -> bool {
         !self.name.is_empty()
     }
+}
+
+/// Where the store's clients find these members: those that can answer, and the
+/// nearest one first, if it is among them.
+pub fn endpoints_of(members: &[Member], nearest: &str) -> Vec<String> {
+    let serving = members.iter().filter(|m| !m.learner);
+    let mut urls: Vec<String> = serving.flat_map(|m| m.client_urls.clone()).collect();
+    urls.sort_by_key(|url| url != nearest);
+    urls
 }
 
 /// A member as it sees itself.
@@ -63,6 +74,8 @@ pub struct EtcdAdmin {
 
 /// How long a member may take; etcd itself gives a change of members up after 7 s.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(8);
+/// The same for a question that may be put to the next member.
+const READS_WITHIN: Duration = Duration::from_secs(3);
 /// It rewrites the whole database.
 const DEFRAGMENTS_WITHIN: Duration = Duration::from_secs(120);
 
@@ -71,10 +84,9 @@ impl EtcdAdmin {
         Ok(Self { endpoints: options::endpoints(urls, tls)?, limit: ANSWERS_WITHIN })
     }
 
+    /// As the quorum knows them now.
     pub async fn members(&self) -> Result<Vec<Member>, StoreError> {
-        let request = MemberListRequest { linearizable: true };
-        let answer: MembersResponse = self.ask(rpc::MEMBER_LIST, request).await?;
-        Ok(answer.members.into_iter().map(member).collect())
+        self.each(Again::Always, |channel| members(channel, READS_WITHIN)).await
     }
 
     /// Makes room for a member that is not started yet. If there is one with this
@@ -157,11 +169,19 @@ impl EtcdAdmin {
         Ok(())
     }
 
-    /// The first member that can be connected to, and answers.
     async fn ask<Q, A>(&self, method: Method, request: Q) -> Result<A, StoreError>
     where
         Q: prost::Message + Clone + 'static,
         A: prost::Message + Default + 'static,
+    {
+        let ask = |channel| rpc::unary(channel, method, request.clone(), self.limit);
+        self.each(Again::IfNotDone, ask).await
+    }
+
+    /// The first member that can be connected to, and answers.
+    async fn each<T, F>(&self, again: Again, ask: impl Fn(Channel) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Status>>,
     {
         let mut failed = Vec::new();
         for endpoint in &self.endpoints {
@@ -174,11 +194,12 @@ impl EtcdAdmin {
                     continue;
                 }
             };
-            let asked = rpc::unary(channel, method, request.clone(), self.limit).await;
-            match asked.map_err(|status| failure(&status)) {
-                Ok(answer) => return Ok(answer),
-                Err(super::errors::Failure::NotDone(why)) => failed.push(format!("{name}: {why}")),
-                Err(other) => return Err(plain(other)),
+            match (ask(channel).await.map_err(|status| failure(&status)), again) {
+                (Ok(answer), _) => return Ok(answer),
+                (Err(Failure::NotDone(why)), _) | (Err(Failure::Unknown(why)), Again::Always) => {
+                    failed.push(format!("{name}: {why}"));
+                }
+                (Err(other), _) => return Err(plain(other)),
             }
         }
         Err(StoreError::Unavailable(failed.join("; ")))
@@ -196,6 +217,34 @@ impl EtcdAdmin {
     }
 }
 
+impl EtcdStore {
+    /// As the quorum knows them now, by the connection in use.
+    pub async fn members(&self) -> Result<Vec<Member>, StoreError> {
+        let ask = |conn: super::link::Conn, limit| members(conn.channel, limit);
+        self.link.repeat(Again::Always, ask).await.map_err(plain)
+    }
+
+    /// For the upkeep of all members.
+    pub fn admin(&self) -> Result<EtcdAdmin, StoreError> {
+        let (urls, tls) = self.given();
+        EtcdAdmin::new(&urls, tls.as_ref())
+    }
+
+    /// To ask certain members, with this store's certificates.
+    pub fn admin_at(&self, urls: &[String]) -> Result<EtcdAdmin, StoreError> {
+        EtcdAdmin::new(urls, self.given().1.as_ref())
+    }
+}
+
+/// etcd 3.4 lists what the member that is asked knows, which may be old; after a read
+/// that the quorum confirmed it knows all that was decided before.
+async fn members(channel: Channel, limit: Duration) -> Result<Vec<Member>, Status> {
+    probe(channel.clone(), limit).await?;
+    let request = MemberListRequest { linearizable: true };
+    let answer: MembersResponse = rpc::unary(channel, rpc::MEMBER_LIST, request, limit).await?;
+    Ok(answer.members.into_iter().map(member).collect())
+}
+
 fn says(error: &StoreError, part: &str) -> bool {
     error.to_string().contains(part)
 }
@@ -210,4 +259,24 @@ async fn connect(endpoint: &Endpoint) -> Result<Channel, String> {
 fn member(wire: WireMember) -> Member {
     let WireMember { id, name, peer_urls, client_urls, learner } = wire;
     Member { id, name, peer_urls, client_urls, learner }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_go_to_voters_and_to_the_nearest_first() {
+        let member = |name: &str, learner| {
+            let client_urls = vec![format!("https://{name}:2379")];
+            Member { id: 1, name: name.to_owned(), peer_urls: Vec::new(), client_urls, learner }
+        };
+        let coming = Member { client_urls: Vec::new(), ..member("d", false) };
+        let all = [member("a", false), member("b", true), member("c", false), coming];
+        let check = |nearest: &str, expect: &[&str]| {
+            assert_eq!(endpoints_of(&all, nearest), expect);
+        };
+        check("https://c:2379", &["https://c:2379", "https://a:2379"]);
+        check("https://b:2379", &["https://a:2379", "https://c:2379"]);
+    }
 }

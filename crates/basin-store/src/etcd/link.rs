@@ -219,13 +219,14 @@ impl Link {
 }
 
 impl Shared {
-    /// The quorum has answered what was asked then. Wakes nobody who waits for changes
-    /// of the contact: it changes all the time.
+    /// The quorum has answered what was asked then. Wakes who waits for changes of the
+    /// contact only the first time: it changes all the time.
     pub fn answered(&self, asked: Instant) {
         let asked = asked.into_std();
         self.contact.send_if_modified(|contact| {
+            let first = contact.answered.is_none();
             contact.answered = contact.answered.max(Some(asked));
-            false
+            first
         });
     }
 }

@@ -17,7 +17,7 @@ mod snapshot;
 mod watching;
 mod wire;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ use rand::Rng;
 use tokio::sync::watch;
 use tonic::Status;
 
-pub use admin::{EtcdAdmin, Member, MemberStatus};
+pub use admin::{EtcdAdmin, Member, MemberStatus, endpoints_of};
 pub use link::Contact;
 pub use options::{EtcdIdentity, EtcdOptions, EtcdTls};
 pub use snapshot::SnapshotInfo;
@@ -51,7 +51,11 @@ use wire::{
 /// lease its full time anew when its leader changes.
 pub struct EtcdStore {
     link: Arc<Link>,
+    given: Mutex<Given>,
 }
+
+/// Addresses of members, and the certificates for them.
+type Given = (Vec<String>, Option<EtcdTls>);
 
 impl EtcdStore {
     /// Begins to connect, and refuses only what can never work
@@ -60,17 +64,43 @@ impl EtcdStore {
     pub fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let endpoints = options::endpoints(&options.endpoints, options.tls.as_ref())?;
         let link = Link::start(endpoints, options.answer_within, options.probe_every);
-        Ok(Self { link: Arc::new(link) })
+        let given = Mutex::new((options.endpoints.clone(), options.tls.clone()));
+        Ok(Self { link: Arc::new(link), given })
     }
 
     /// Other members, or other certificates. Takes effect at once: watches move over,
-    /// and what has been asked is still answered by the old connection.
+    /// and what has been asked is still answered by the old connection. The same ones
+    /// as before: nothing happens.
     pub fn set_endpoints(&self, urls: &[String], tls: Option<&EtcdTls>) -> Result<(), StoreError> {
-        self.link.replace(options::endpoints(urls, tls)?);
+        let new = (urls.to_vec(), tls.cloned());
+        let mut given = link::lock(&self.given);
+        if *given != new {
+            self.link.replace(options::endpoints(urls, tls)?);
+            *given = new;
+        }
         Ok(())
     }
 
-    /// Whether the quorum answers. Wakes when that changes; `answered` grows silently.
+    /// Follows the members as they come and go. Asked for now and then; of a cluster
+    /// that Basin did not make, only if its members can be reached at the addresses
+    /// that they name.
+    pub async fn follow_members(&self, nearest: &str) -> Result<Vec<Member>, StoreError> {
+        let members = self.members().await?;
+        let urls = endpoints_of(&members, nearest);
+        // A member that has just begun does not say yet where it serves clients.
+        if !urls.is_empty() {
+            let tls = self.given().1;
+            self.set_endpoints(&urls, tls.as_ref())?;
+        }
+        Ok(members)
+    }
+
+    fn given(&self) -> Given {
+        link::lock(&self.given).clone()
+    }
+
+    /// Whether the quorum answers. Wakes when that changes, and at the very first answer;
+    /// after that `answered` grows silently.
     pub fn contact(&self) -> watch::Receiver<Contact> {
         self.link.shared.contact.subscribe()
     }

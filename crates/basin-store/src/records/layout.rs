@@ -25,8 +25,7 @@ pub(crate) fn current(key: &str) -> u32 {
         Some(Kind::Vm | Kind::VmStatus | Kind::Host | Kind::HostStatus) => 1,
         Some(Kind::Volume | Kind::Image | Kind::Datastore | Kind::Network) => 1,
         Some(Kind::Task | Kind::Workflow | Kind::Token) => 1,
-        Some(Kind::Alive | Kind::JoinToken | Kind::RemovedHost) => 1,
-        Some(Kind::StoreMember | Kind::Issued) => 1,
+        Some(Kind::Alive | Kind::JoinToken | Kind::RemovedHost | Kind::Issued) => 1,
         // Reservations of names, addresses and so on.
         None => 1,
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use basin_store::etcd::EtcdStore;
+use basin_store::etcd::{EtcdOptions, EtcdStore};
 use basin_store::{Change, Compare, Revision, Store, StoreError, Txn};
 use tokio::time::sleep;
 
@@ -149,10 +149,14 @@ async fn another_endpoint_takes_over() {
 async fn an_idle_store_notices_that_etcd_is_gone() {
     let cluster = Cluster::start(1).await;
     let proxy = Proxy::start(&cluster.members[0].client_url).await;
-    let store = behind(&[&proxy]).await;
-    let mut watch = store.watch("a", Revision(1)).await.unwrap();
+    // Part of it is to wait in vain, but not for a minute.
+    let patience = Duration::from_secs(15);
+    let options = EtcdOptions { answer_within: patience, ..patient(vec![proxy.url.clone()], None) };
+    let store = EtcdStore::connect(&options).unwrap();
     let mut contact = store.contact();
-    contact.wait_for(|c| c.answered.is_some() && c.lost.is_none()).await.unwrap();
+    let first = contact.wait_for(|c| c.answered.is_some() && c.lost.is_none());
+    tokio::time::timeout(super::PATIENCE, first).await.expect("the first answer wakes").unwrap();
+    let mut watch = store.watch("a", Revision(1)).await.unwrap();
     proxy.set(Mode::Stall);
     let lost = tokio::time::timeout(super::PATIENCE, contact.wait_for(|c| c.lost.is_some())).await;
     let answered = lost.expect("noticed in time").unwrap().answered.unwrap();
@@ -162,7 +166,8 @@ async fn an_idle_store_notices_that_etcd_is_gone() {
         "{refused:?}"
     );
     proxy.set(Mode::Pass);
-    contact.wait_for(|c| c.lost.is_none() && c.answered > Some(answered)).await.unwrap();
+    let again = contact.wait_for(|c| c.lost.is_none() && c.answered > Some(answered));
+    tokio::time::timeout(super::PATIENCE, again).await.expect("the return wakes").unwrap();
     commit(&cluster.patient_store(), vec![put("a", "1")]).await.unwrap();
     assert_eq!(shown(&mut watch).await, ["a=1"]);
 }
@@ -181,7 +186,15 @@ async fn endpoints_can_be_replaced() {
     until("the new endpoint is used", async || store.endpoint() == Some(two.url.clone())).await;
     one.set(Mode::Cut);
     commit(&store, vec![put("a", "2")]).await.unwrap();
+    // From the proxy to the member itself, as the members say.
+    let members = store.follow_members("").await.unwrap();
+    assert_eq!(members.len(), 1);
+    let member = cluster.members[0].client_url.clone();
+    until("the member is used", async || store.endpoint().as_ref() == Some(&member)).await;
+    two.set(Mode::Cut);
+    commit(&store, vec![put("a", "3")]).await.unwrap();
     assert_eq!(shown(&mut watch).await, ["a=2"]);
+    assert_eq!(shown(&mut watch).await, ["a=3"]);
     assert!(matches!(store.set_endpoints(&[], None), Err(StoreError::Invalid(_))));
 }
 

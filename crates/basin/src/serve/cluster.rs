@@ -17,7 +17,7 @@ use basin_model::HostId;
 use basin_model::task::Problem;
 use basin_node::cluster::follow::Follower;
 use basin_node::cluster::{ClusterDir, KnownServer};
-use basin_node::etcd::plan::Rules;
+use basin_node::etcd::{self, plan::Rules};
 use basin_node::pki::{Credentials, Sign, Subject, TlsDir, keep_renewed};
 use basin_node::remote::{Peers, RemoteNode};
 use basin_node::{Alone, LocalNode, NodeApi};
@@ -47,6 +47,7 @@ impl Member {
         let credentials = Credentials::new(parts.material.clone(), admit)
             .context("this server's certificate cannot be used")?;
         let peers = Peers::new(credentials.clone());
+        inventory.note_voters(&parts.voters);
         let (store, tasks) = (parts.store.clone(), TaskTracker::new());
         Ok(Member { credentials, peers, store, host, parts, tasks })
     }
@@ -70,29 +71,29 @@ impl Member {
         tasks.spawn(alive::announce(store.clone(), host, stop.clone()));
         let workflows = app.workflows.clone();
         tasks.spawn(duty::serve(app.leadership.clone(), workflows, stop.clone()));
-        let (etcd_trouble, troubled) = watch::channel(None);
-        node.watch_trouble("etcd", troubled);
-        let follower = Follower {
-            dir: parts.dir.clone(),
-            host,
-            config: parts.config.clone(),
-            store: store.clone(),
-            credentials: credentials.clone(),
-            cgroup: parts.cgroup,
-            member: parts.etcd,
-            trouble: etcd_trouble,
-            stop: stop.clone(),
-        };
-        tasks.spawn(follower.run());
-        let voters = Voters {
-            store: store.clone(),
-            inventory: app.inventory().clone(),
-            leadership: app.leadership.clone(),
-            credentials: credentials.clone(),
-            rules: Rules { replace_after: parts.replace_after },
-            leaving: app.leaving.clone(),
-        };
-        if matches!(parts.config.store, basin_node::cluster::StoreConfig::Own { .. }) {
+        if let Some(resident) = parts.resident {
+            let (trouble, troubled) = watch::channel(None);
+            node.watch_trouble("etcd", troubled);
+            let (voters, now) = watch::channel(parts.voters);
+            tasks.spawn(note_voters(app.inventory().clone(), now));
+            let follower = Follower {
+                dir: parts.dir.clone(),
+                config: parts.config.clone(),
+                store: store.clone(),
+                credentials: credentials.clone(),
+                resident,
+                voters,
+                trouble,
+                stop: stop.clone(),
+            };
+            tasks.spawn(follower.run());
+            let voters = Voters {
+                store: store.clone(),
+                inventory: app.inventory().clone(),
+                leadership: app.leadership.clone(),
+                rules: Rules { replace_after: parts.replace_after },
+                leaving: app.leaving.clone(),
+            };
             tasks.spawn(voters.keep(stop.clone()));
         }
         tasks.spawn(speak_nbd(
@@ -161,6 +162,13 @@ struct Signer(Arc<App>);
 impl Sign for Signer {
     async fn sign(&self, csr: &str, subject: &Subject) -> Result<(String, String), Problem> {
         self.0.renew_certificate(csr, subject).await
+    }
+}
+
+/// As long as somebody looks.
+async fn note_voters(inventory: Inventory, mut voters: watch::Receiver<etcd::Voters>) {
+    while voters.changed().await.is_ok() {
+        inventory.note_voters(&voters.borrow_and_update());
     }
 }
 

@@ -94,7 +94,7 @@ pub async fn was_removed(store: &dyn Store, host: HostId) -> anyhow::Result<bool
     Ok(removed.is_some() && there.is_none())
 }
 
-/// Begins anew, alone.
+/// Begins anew, alone. Nobody keeps its member of etcd running any more.
 pub async fn begin_anew(args: &ServeArgs, host: HostId) -> anyhow::Result<()> {
     warn!("this server was removed from its cluster, and begins anew by itself");
     let current = ClusterDir::current(&args.state_dir);

@@ -95,12 +95,14 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
         () = signals.wait() => return Ok(End::Stop),
     };
     let Opened::Ready(store, member) = opened else {
+        stop.cancel();
         return leave::begin_anew(args, host).await.map(|()| End::Again);
     };
     let https = args.listen.address().map(listen::bind_https).transpose()?;
     let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
     records::check_schema(&*store).await?;
     if leave::was_removed(&*store, host).await? {
+        stop.cancel();
         return leave::begin_anew(args, host).await.map(|()| End::Again);
     }
     bootstrap::ensure_host(&*store, host, &name).await?;

@@ -12,10 +12,10 @@ use basin_model::cluster::ClusterRecord;
 use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
 use basin_node::cluster::attempt::{self, Failed, Intent};
-use basin_node::cluster::{ClusterConfig, ClusterDir, found, no_member, shut_out};
-use basin_node::etcd::{self, EtcdMember};
+use basin_node::cluster::{ClusterConfig, ClusterDir, found, shut_out};
+use basin_node::etcd::{Resident, Voters, voters};
 use basin_node::pki::Material;
-use basin_qemu::qemu::cgroup::{Cgroups, MachineCgroup};
+use basin_qemu::qemu::cgroup::Cgroups;
 use basin_store::{EtcdStore, SqliteStore, Store, StoreError, records};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -41,9 +41,9 @@ pub struct MemberParts {
     pub config: ClusterConfig,
     pub material: Material,
     pub store: Arc<EtcdStore>,
-    /// This server's member of etcd, where it has one.
-    pub etcd: Option<EtcdMember>,
-    pub cgroup: Option<MachineCgroup>,
+    /// This server's member of etcd, where that is the cluster's own.
+    pub resident: Option<Resident>,
+    pub voters: Voters,
     /// A member of etcd that is down for so long is replaced.
     pub replace_after: Duration,
 }
@@ -117,33 +117,35 @@ async fn cluster(
         .context("cannot put the single server's state aside")?;
     let material = dir.tls().load()?.context("this server's certificate is missing")?;
     let cgroup = Cgroups::open(&args.cgroup).ok().map(|groups| groups.service("etcd"));
-    let etcd = match config.member(host, &dir) {
-        Some(member) => Some(EtcdMember::start(member, cgroup.clone(), stop).await),
-        None => {
-            let left = no_member(host, &config, &dir);
-            etcd::clear(&left).await.map_err(|e| anyhow::anyhow!("{}; {}", e.detail, e.advice))?;
-            None
-        }
-    };
+    let resident = config.resident(host, &dir, cgroup, stop.clone());
+    if let Some(resident) = &resident {
+        // The store may need this very member to answer.
+        resident.resume().await;
+    }
     let store = Arc::new(EtcdStore::connect(&config.etcd_options(&material))?);
     info!("waiting for the cluster's store");
     let waited = tokio::select! {
-        there = answer(&store) => there?,
+        there = answer(&store, resident.is_some()) => there?,
         () = removed(&dir, host, &material) => return Ok(Opened::Removed),
     };
-    is_ours(waited, config.cluster)?;
+    let (record, voters) = waited;
+    is_ours(record, config.cluster)?;
     attempt::tidy(&dir).context("cannot take away what was needed to form the cluster")?;
     let replace_after = args.replace_member_after;
     let store_of = store.clone();
-    let parts = MemberParts { dir, config, material, store: store_of, etcd, cgroup, replace_after };
+    let parts =
+        MemberParts { dir, config, material, store: store_of, resident, voters, replace_after };
     Ok(Opened::Ready(store, Some(Box::new(parts))))
 }
 
 /// What the store says of the cluster, once it answers.
-async fn answer(store: &EtcdStore) -> Result<Option<ClusterRecord>, StoreError> {
+async fn answer(
+    store: &EtcdStore,
+    own: bool,
+) -> Result<(Option<ClusterRecord>, Voters), StoreError> {
     let mut said = Instant::now();
     loop {
-        match records::get::<ClusterRecord>(store, &keys::cluster()).await {
+        match read(store, own).await {
             Err(error @ StoreError::Unavailable(_)) => {
                 if said.elapsed() > SAY_EVERY {
                     warn!(%error, "the cluster's store does not answer yet; VMs go on");
@@ -151,9 +153,19 @@ async fn answer(store: &EtcdStore) -> Result<Option<ClusterRecord>, StoreError> 
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            answered => return answered.map(|record| record.map(|r| r.value)),
+            answered => return answered,
         }
     }
+}
+
+/// Who has a vote only etcd of the cluster's own is asked.
+async fn read(store: &EtcdStore, own: bool) -> Result<(Option<ClusterRecord>, Voters), StoreError> {
+    let record = records::get::<ClusterRecord>(store, &keys::cluster()).await?;
+    let voters = match own {
+        true => voters(&store.members().await?),
+        false => Voters::new(),
+    };
+    Ok((record.map(|r| r.value), voters))
 }
 
 /// Returns when another server says that this one was removed. Its etcd would not let

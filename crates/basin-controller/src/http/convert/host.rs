@@ -25,7 +25,7 @@ pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot, baselines: &[B
         state: state(host, snapshot),
         address: host.address.map(|address| address.to_string()),
         leads: snapshot.leader.as_ref().is_some_and(|l| l.host == host.id),
-        keeps_state: snapshot.store_members.contains_key(&host.id),
+        keeps_state: snapshot.voters.contains_key(&host.id),
         draining_since: host.drain.map(|drain| drain.since.to_string()),
         stuck: Vec::new(),
     }
