@@ -1,13 +1,13 @@
 # What people call. What it does is in scripts/setup and xtask/.
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
-SERVERS ?= 1
+SERVERS ?= 3
 XTASK = cargo run --quiet --locked -p xtask --
 
 .PHONY: help setup build images demo test bench lint openapi
 
 help:
-	@echo 'make demo [DEMO=exit]   show the main job on real guests, then stay up or exit'
+	@echo 'make demo [DEMO=exit]   three servers and their guests, then stay up or exit; SERVERS=1: one'
 	@echo 'make test               all tests'
 	@echo 'make bench [BENCH=NAME] measure'
 	@echo 'make build              target/release/basin'

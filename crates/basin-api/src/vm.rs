@@ -23,6 +23,28 @@ pub struct Vm {
     /// What somebody asked for last.
     pub wanted: Wanted,
     pub status: Status,
+    /// It is on its way to another server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Migration>,
+}
+
+/// A move to another server that is under way. How far it is, its task tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Migration {
+    pub to: Reference,
+    /// The id of the task that moves it.
+    pub task: String,
+    /// The disks that move along.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<MigratingDisk>,
+}
+
+/// A disk whose content moves along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MigratingDisk {
+    pub volume: Reference,
+    /// Where it goes.
+    pub datastore: Reference,
 }
 
 /// CPU, memory, chipset and firmware.
@@ -148,6 +170,8 @@ pub enum State {
     Stopped,
     Starting,
     Running,
+    /// It runs, or is paused, and moves to another server.
+    Migrating,
     Paused,
     ShuttingDown,
     /// The guest crashed and the policy is to leave it.
@@ -329,6 +353,50 @@ pub struct VmPatch {
     pub cdroms: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<FailurePolicy>,
+}
+
+/// How to move a running VM to another server. What is absent is chosen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmMigrate {
+    /// Where to; the server with the most room when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// All its disks move to this datastore, except those that are there. When absent, they
+    /// stay, and both servers have to reach them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datastore: Option<String>,
+    /// Memory and disks together take no more of the link; no limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bytes_per_second: Option<u64>,
+    /// How long the guest may stand still without anybody minding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+    /// How long it may stand still where less cannot be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_downtime_ms: Option<u64>,
+    /// A guest that writes faster than the link is not slowed down.
+    #[serde(default)]
+    pub no_throttle: bool,
+    #[serde(default)]
+    pub postcopy: Postcopy,
+    /// A guest that cannot be moved within these limits stays where it is; otherwise it
+    /// stands still for as long as it takes.
+    #[serde(default)]
+    pub or_stay: bool,
+}
+
+/// Whether a guest may go before all of its memory. If the link breaks then, it stands
+/// still until the link is mended; if the source dies, the guest is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Postcopy {
+    #[default]
+    Never,
+    /// Where the guest writes too fast otherwise.
+    Fallback,
+    /// As soon as all of its memory was copied once.
+    AtOnce,
 }
 
 /// How to shut down.

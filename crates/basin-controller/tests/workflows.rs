@@ -4,12 +4,13 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use basin_api::vm::VmCreate as VmRequest;
 use basin_api::volume::VolumeCreate as VolumeRequest;
 use basin_controller::app::inventory::Snapshot;
-use basin_controller::app::{Services, vm_power};
+use basin_controller::app::{Services, vm_migrate, vm_power};
 use basin_controller::intake::{self, Mint};
 use basin_controller::workflow::Workflow;
 use basin_controller::workflow::testing::{World, check};
@@ -19,14 +20,15 @@ use basin_controller::workflows::{
     vm_power_change::VmPowerChange, vm_power_on::VmPowerOn, volume_create::VolumeCreate,
     volume_delete::VolumeDelete, volume_grow::VolumeGrow,
 };
-use basin_model::Bytes;
 use basin_model::datastore::DatastoreKind;
 use basin_model::image::{Image, ImageState};
 use basin_model::keys::{self, Kind};
 use basin_model::task::Problem;
 use basin_model::vm::{Phase, Power, PowerOff};
 use basin_model::volume::{Volume, VolumeState};
+use basin_model::{Bytes, VmId};
 use basin_store::records::TxnBuilder;
+use common::pair::Pair;
 use common::{DataCentre, vm};
 use serde_json::{Value, json};
 
@@ -334,6 +336,61 @@ async fn vm_power_change_is_seen_through_by_the_next_engine() {
     assert_eq!(task.state, basin_model::task::TaskState::Done);
     assert!(centre.machines.running().is_empty());
     centre.close().await;
+}
+
+/// What a move may change: keys, where everything is, and what is left of it anywhere.
+async fn moved(pair: &Pair, vm: VmId) -> impl PartialEq + std::fmt::Debug + use<> {
+    pair.settled(vm).await;
+    let entries = pair.store.list("/basin/").await.unwrap().entries;
+    let noise = ["/guard/", "/task/", "/workflow/", "/host-status/"];
+    let keys = entries.iter().filter(|e| !noise.iter().any(|n| e.key.contains(n)));
+    let keys: Vec<String> = keys.map(|e| masked(&e.key)).collect();
+    let (record, places) = {
+        let snapshot = pair.app.inventory().read();
+        let vm = &snapshot.vms[&vm].value;
+        let volumes = snapshot.volumes.values().map(|v| &v.value);
+        let datastore = |v: &Volume| snapshot.datastores[&v.datastore].value.meta.name.to_string();
+        let places: Vec<_> = volumes.map(|v| (datastore(v), v.format, v.source)).collect();
+        ((vm.placement, vm.migration.is_some(), vm.run.epoch), places)
+    };
+    let launches = [0, 1].map(|n| pair.servers[n].machines.running().len());
+    let files = [0, 1].map(|n| pair.servers[n].volumes().len());
+    let shared = common::volume_files(&pair.dir.path().join("shared")).len();
+    (keys, record, places, launches, files, shared, pair.runs(vm))
+}
+
+async fn check_vm_migrate(datastore: &str, to: Option<&str>) {
+    let pairs = std::sync::Mutex::new(std::collections::HashMap::new());
+    let fresh = async || {
+        let pair = Arc::new(Pair::open().await);
+        let vm = pair.vm("a", datastore).await;
+        let request = json!({"host": "srv2", "datastore": to});
+        let request = serde_json::from_value(request).unwrap();
+        let facts = pair.app.facts().await;
+        let (workflow, reserve) = {
+            let snapshot = pair.app.inventory().read();
+            vm_migrate::draft_of("a", &request, &facts, &snapshot).unwrap()
+        };
+        let services = pair.app.services.clone();
+        pairs.lock().unwrap().insert(Arc::as_ptr(&services), (Arc::downgrade(&pair), vm));
+        World { store: pair.store.clone(), services, workflow, reserve, keep: Box::new(pair) }
+    };
+    let fingerprint = async |services: &Services| {
+        let (pair, vm) = pairs.lock().unwrap()[&std::ptr::from_ref(services)].clone();
+        let pair = pair.upgrade().unwrap();
+        moved(&pair, vm).await
+    };
+    check(fresh, fingerprint).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_migrate_with_storage_that_both_reach() {
+    check_vm_migrate("shared", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vm_migrate_with_its_disks() {
+    check_vm_migrate("default", Some("local2")).await;
 }
 
 /// A new workflow needs a test here.

@@ -11,7 +11,8 @@ use crate::args::Args;
 /// The peer's stack gives up long before; a test that waits has to see why.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Sends numbers and checks that the echo returns them. Prints `tcp-count: N longest MS`.
+/// Sends numbers and checks that the echo returns them. Prints
+/// `tcp-count: N longest MS lately MS`: of all answers, and of those since the last line.
 pub fn run(args: &mut Args) -> Result<()> {
     let to: SocketAddr = args.require("to")?;
     let period = Duration::from_millis(args.take_or("ms", 10u64)?);
@@ -20,9 +21,13 @@ pub fn run(args: &mut Args) -> Result<()> {
     args.finish()?;
     let stream = connect(to)?;
     println!("tcp-count: connected");
-    exchange(stream, period, count, |number, longest| {
+    let (mut longest, mut lately) = (Duration::ZERO, Duration::ZERO);
+    exchange(stream, period, count, |number, took| {
+        (longest, lately) = (longest.max(took), lately.max(took));
         if number % every == 0 {
-            println!("tcp-count: {number} longest {}", longest.as_millis());
+            let (all, last) = (longest.as_millis(), lately.as_millis());
+            println!("tcp-count: {number} longest {all} lately {last}");
+            lately = Duration::ZERO;
         }
     })?;
     println!("tcp-count: done");
@@ -44,7 +49,7 @@ fn connect(to: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Tells of each number and of the longest that any answer took.
+/// Tells of each number and of how long its answer took.
 fn exchange(
     mut stream: TcpStream,
     period: Duration,
@@ -52,7 +57,6 @@ fn exchange(
     mut answered: impl FnMut(u64, Duration),
 ) -> Result<()> {
     let mut answers = BufReader::new(stream.try_clone().map_err(|error| error.to_string())?);
-    let mut longest = Duration::ZERO;
     let mut answer = String::new();
     for number in 1..=count {
         let sent = Instant::now();
@@ -65,8 +69,7 @@ fn exchange(
         if answer.trim() != number.to_string() {
             return Err(format!("number {number} came back as {answer:?}"));
         }
-        longest = longest.max(sent.elapsed());
-        answered(number, longest);
+        answered(number, sent.elapsed());
         thread::sleep(period.saturating_sub(sent.elapsed()));
     }
     Ok(())

@@ -17,7 +17,7 @@ use basin_api::network::Network;
 use basin_api::reference::MetaPatch;
 use basin_api::task::Task;
 use basin_api::token::Token;
-use basin_api::vm::{Shutdown, Vm};
+use basin_api::vm::{Shutdown, Vm, VmMigrate};
 use basin_api::volume::{Volume, VolumeGrow};
 use serde_json::{Value, json};
 use support::Server;
@@ -80,6 +80,7 @@ async fn every_call(client: &Client, file: &std::path::Path) {
         let _ = client.vm_action("x", action).await;
     }
     let _ = client.shutdown_vm("x", &Shutdown::default()).await;
+    let _ = client.migrate_vm("x", &VmMigrate::default()).await;
     let disk = json!({"disk": {"is": "existing", "volume": "x"}});
     let _ = client.attach_disk("x", &serde_json::from_value(disk).expect("a disk")).await;
     let _ = client.detach_disk("x", "x").await;

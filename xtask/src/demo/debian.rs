@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::Demo;
 use super::micro::{expect_gone, expect_silence};
 use super::place::Place;
 use super::run::{Runner, show};
 use super::running::Said;
+use super::single::Demo;
 use crate::shell::{command, quietly};
 
 /// Emulated, it takes one to three minutes until the agent answers.
@@ -78,7 +78,7 @@ struct Ssh {
 
 impl Ssh {
     fn new(place: &Place) -> Result<Ssh> {
-        let dir = place.dir().join("ssh");
+        let dir = place.site().dir().join("ssh");
         fs::create_dir_all(&dir)?;
         let key = dir.join("key");
         show(&["ssh-keygen", "-t", "ed25519", "-N", "", "-f", &key.display().to_string()]);

@@ -1,12 +1,10 @@
 //! A small Linux without firmware: up in seconds.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail};
 
-use super::Demo;
+use super::console::{BOOTS_WITHIN, type_line};
 use super::run::Runner;
-use super::running::Running;
+use super::single::Demo;
 
 const CREATE: [&str; 12] = [
     "--machine",
@@ -23,11 +21,6 @@ const CREATE: [&str; 12] = [
     "size=256MiB",
 ];
 
-/// Emulated and on a busy machine; it takes a few seconds elsewhere.
-const BOOTS_WITHIN: Duration = Duration::from_secs(180);
-const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
-
-const PROMPT: &str = "micro# ";
 const BLOCKS: &str = "dev=/dev/vda blocks=256";
 
 pub fn create_flags_for_a_shell() -> String {
@@ -52,7 +45,7 @@ pub fn all(demo: &mut Demo<'_>) -> Result<()> {
     })?;
     demo.step("write to its disk and check, typed at its console", |basin| {
         let write = format!("guest-tool disk-write {BLOCKS} count=200 every=100");
-        type_at_console(basin, &write, "disk: done")?;
+        type_line(basin, "tiny", &write, "disk: done")?;
         check_disk(basin)
     })?;
     demo.step("pause and resume", |basin| {
@@ -85,26 +78,7 @@ pub fn all(demo: &mut Demo<'_>) -> Result<()> {
 
 fn check_disk(basin: &Runner) -> Result<()> {
     let check = format!("guest-tool disk-check {BLOCKS} acked=200");
-    type_at_console(basin, &check, "disk: ok newest=200")
-}
-
-/// Types a line once the guest takes lines, and waits for what it prints.
-fn type_at_console(basin: &Runner, line: &str, answer: &str) -> Result<()> {
-    let mut console = quiet_until_prompt(basin)?;
-    console.type_line(line)?;
-    console.hear(answer, ANSWERS_WITHIN)?;
-    console.hear(PROMPT, ANSWERS_WITHIN)
-}
-
-/// The console begins with its history, which was shown before.
-fn quiet_until_prompt(basin: &Runner) -> Result<Running> {
-    let mut console = basin.spawn_basin(&["vm", "console", "tiny"])?.marked("| ").silent();
-    console.type_line("")?;
-    console.hear(PROMPT, BOOTS_WITHIN)?;
-    // Until the history and the answer to the empty line have come.
-    console.drain(Duration::from_secs(1))?;
-    console.skip();
-    Ok(console)
+    type_line(basin, "tiny", &check, "disk: ok newest=200")
 }
 
 /// A VM that stands still answers nobody.

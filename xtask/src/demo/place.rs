@@ -1,34 +1,34 @@
-//! Where a demo happens: a directory, a network namespace and a cgroup of one name.
+//! Where a demo happens: a directory, a network namespace and a cgroup of one name, and
+//! of each server of several its own ones in there.
 //!
 //! A demo holds a lock on its directory as long as it lives. A directory that nobody
-//! locks was left by one that died: every process in its namespace is its own, so
+//! locks was left by one that died: every process in its namespaces is its own, so
 //! they can be ended, and then all the rest removed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
+use super::remove::remove;
 use crate::shell::{command, quietly};
 
 /// On a disk, unlike /tmp of some systems; short, for the paths of sockets.
 const BASE: &str = "/var/tmp/basin-demo";
-const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// How long a daemon has to end on request, and killed processes to be gone.
-const ENDS_WITHIN: Duration = Duration::from_secs(15);
-
+/// The demo's.
 pub struct Place {
-    name: String,
-    dir: PathBuf,
+    site: Site,
     /// Let go by the kernel when this process ends, however it ends.
     _lock: File,
+}
+
+/// One server's, or one network's.
+pub struct Site {
+    name: String,
+    dir: PathBuf,
 }
 
 impl Place {
@@ -54,12 +54,46 @@ impl Place {
         let lock = open_lock(&dir.join("lock"))?;
         lock.lock()?;
         drop(gate);
-        let place = Place { name, dir, _lock: lock };
-        quietly(command("ip", &[&"netns", &"add", &place.name]))?;
-        quietly(command("ip", &[&"-n", &place.name, &"link", &"set", &"lo", &"up"]))?;
-        Ok(place)
+        add_netns(&name)?;
+        Ok(Place { site: Site { name, dir }, _lock: lock })
     }
 
+    /// All of it.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// A part with a namespace, a cgroup and a directory of its own. Its name is short.
+    pub fn part(&self, name: &str) -> Result<Site> {
+        let site =
+            Site { name: format!("{}-{name}", self.site.name), dir: self.site.dir.join(name) };
+        make_dir(&site.dir)?;
+        add_netns(&site.name)?;
+        Ok(site)
+    }
+
+    /// Copies the logs to a directory that stays.
+    pub fn keep_logs(&self, to: &Path) -> Result<PathBuf> {
+        if to.exists() {
+            fs::remove_dir_all(to)?;
+        }
+        let dir = &self.site.dir;
+        let logs = walkdir::WalkDir::new(dir).into_iter().flatten();
+        for log in logs.filter(|entry| entry.path().extension().is_some_and(|e| e == "log")) {
+            let target = to.join(log.path().strip_prefix(dir)?);
+            fs::create_dir_all(target.parent().unwrap_or(to))?;
+            fs::copy(log.path(), target)?;
+        }
+        Ok(to.to_owned())
+    }
+
+    /// Ends what runs here, and leaves nothing.
+    pub fn remove(self) -> Result<()> {
+        remove(&self.site.name, &self.site.dir)
+    }
+}
+
+impl Site {
     /// Of the namespace and of the cgroup.
     pub fn name(&self) -> &str {
         &self.name
@@ -70,7 +104,7 @@ impl Place {
     }
 
     pub fn netns(&self) -> PathBuf {
-        netns(&self.name)
+        Path::new("/run/netns").join(&self.name)
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -88,32 +122,15 @@ impl Place {
     pub fn log(&self) -> PathBuf {
         self.dir.join("server.log")
     }
-
-    /// Copies the logs to a directory that stays.
-    pub fn keep_logs(&self, to: &Path) -> Result<PathBuf> {
-        if to.exists() {
-            fs::remove_dir_all(to)?;
-        }
-        let logs = walkdir::WalkDir::new(&self.dir).into_iter().flatten();
-        for log in logs.filter(|entry| entry.path().extension().is_some_and(|e| e == "log")) {
-            let target = to.join(log.path().strip_prefix(&self.dir)?);
-            fs::create_dir_all(target.parent().unwrap_or(to))?;
-            fs::copy(log.path(), target)?;
-        }
-        Ok(to.to_owned())
-    }
-
-    /// Ends what runs here, and leaves nothing.
-    pub fn remove(self) -> Result<()> {
-        remove(&self.name, &self.dir)
-    }
 }
 
-fn netns(name: &str) -> PathBuf {
-    Path::new("/run/netns").join(name)
+fn add_netns(name: &str) -> Result<()> {
+    quietly(command("ip", &[&"netns", &"add", &name]))?;
+    quietly(command("ip", &[&"-n", &name, &"link", &"set", &"lo", &"up"]))?;
+    Ok(())
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+pub fn make_dir(path: &Path) -> Result<()> {
     // Machines run as users of their own, and have to get through to their sockets.
     match DirBuilder::new().mode(0o711).create(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -144,83 +161,4 @@ fn sweep(base: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn remove(name: &str, dir: &Path) -> Result<()> {
-    if netns(name).exists() {
-        end_processes(name)?;
-        quietly(command("ip", &[&"netns", &"del", &name]))?;
-    }
-    let mut roots = vec![Path::new(CGROUPS).join(name)];
-    for entry in fs::read_dir(CGROUPS).into_iter().flatten().flatten() {
-        roots.push(entry.path().join(name));
-    }
-    roots.iter().try_for_each(|root| remove_cgroup(root))?;
-    // Last: until it is gone, the next demo tries again.
-    fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
-}
-
-/// The daemon first, so that it does not start again what is ended after it.
-fn end_processes(name: &str) -> Result<()> {
-    let all = processes(name)?;
-    let daemons: Vec<i32> = all.iter().copied().filter(|pid| is_daemon(*pid)).collect();
-    send(&daemons, Signal::SIGTERM);
-    let end = Instant::now() + ENDS_WITHIN;
-    while Instant::now() < end && processes(name)?.iter().any(|pid| daemons.contains(pid)) {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let end = Instant::now() + ENDS_WITHIN;
-    loop {
-        let left = processes(name)?;
-        if left.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            bail!("processes {left:?} of namespace {name} do not end");
-        }
-        send(&left, Signal::SIGKILL);
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn send(pids: &[i32], signal: Signal) {
-    for pid in pids {
-        // It may be gone by now, which is what is wanted.
-        let _ = kill(Pid::from_raw(*pid), signal);
-    }
-}
-
-/// Those in the namespace. A zombie is in none.
-fn processes(name: &str) -> Result<Vec<i32>> {
-    let mut list = Command::new("ip");
-    list.args(["netns", "pids", name]);
-    let text = String::from_utf8(quietly(list)?)?;
-    text.lines().map(|line| line.trim().parse().context("ip netns pids")).collect()
-}
-
-fn is_daemon(pid: i32) -> bool {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    line.split(|b| *b == 0).nth(1) == Some(b"serve")
-}
-
-/// A cgroup and those below it; they are empty.
-fn remove_cgroup(dir: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path())?;
-        }
-    }
-    // The kernel takes a moment to let go of processes that are gone.
-    let end = Instant::now() + ENDS_WITHIN;
-    loop {
-        match fs::remove_dir(dir) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) if Instant::now() > end => {
-                return Err(error).with_context(|| format!("cannot remove {}", dir.display()));
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
 }

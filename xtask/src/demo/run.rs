@@ -6,36 +6,47 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::place::Place;
+use super::place::Site;
 use super::running::{Running, Said};
 use super::stop::Stop;
 
 pub fn show(words: &[&str]) {
-    println!("    $ {}", words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "));
+    show_at("$", words);
+}
+
+fn show_at(prompt: &str, words: &[&str]) {
+    println!("    {prompt} {}", words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "));
 }
 
 /// As a shell wants it.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+&".contains(c);
     // Whole phrases that are meant for a shell stand as they are.
-    if !word.is_empty() && (word.chars().all(plain) || word.contains("$(")) {
+    if !word.is_empty() && (word.chars().all(plain) || word.contains("$(") || word.starts_with('$'))
+    {
         word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
 
-/// Starts programs in the demo's place.
+/// Starts programs on one of the demo's servers.
 pub struct Runner {
     basin: PathBuf,
     socket: PathBuf,
     netns: PathBuf,
+    prompt: &'static str,
     stop: Stop,
 }
 
 impl Runner {
-    pub fn new(place: &Place, basin: &Path, stop: Stop) -> Runner {
-        Runner { basin: basin.to_owned(), socket: place.socket(), netns: place.netns(), stop }
+    pub fn new(site: &Site, basin: &Path, prompt: &'static str, stop: Stop) -> Runner {
+        Runner { basin: basin.to_owned(), socket: site.socket(), netns: site.netns(), prompt, stop }
+    }
+
+    /// What is typed there.
+    pub fn show(&self, words: &[&str]) {
+        show_at(self.prompt, words);
     }
 
     pub fn program(&self) -> PathBuf {
@@ -58,13 +69,13 @@ impl Runner {
     }
 
     pub fn spawn_basin(&self, args: &[&str]) -> Result<Running> {
-        show(&[&["basin"], args].concat());
+        self.show(&[&["basin"], args].concat());
         self.spawn(self.quiet_basin(args), args)
     }
 
     /// The same from the machine's own network, over HTTPS.
     pub fn outside(&self, args: &[&str], token: &str) -> Result<Said> {
-        show(&[&["basin"], args].concat());
+        self.show(&[&["basin"], args].concat());
         let mut command = self.quiet_basin(args);
         command.env_remove("BASIN_SOCKET").env("BASIN_TOKEN", token);
         self.spawn(command, args)?.succeed()
@@ -79,7 +90,7 @@ impl Runner {
 
     /// Runs and shows a program in the server's network.
     pub fn run_inside(&self, words: &[&str]) -> Result<Said> {
-        show(words);
+        self.show(words);
         let mut command = self.inside(words[0]);
         command.args(&words[1..]);
         self.spawn(command, words)?.succeed()

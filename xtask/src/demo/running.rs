@@ -117,6 +117,14 @@ impl Running {
         self.shown = 0;
     }
 
+    /// The whole lines that were said until now, which are forgotten.
+    pub fn take_lines(&mut self) -> String {
+        let whole = self.said.text.rfind('\n').map_or(0, |end| end + 1);
+        let rest = self.said.text.split_off(whole);
+        self.shown = 0;
+        std::mem::replace(&mut self.said.text, rest)
+    }
+
     /// Forgets what was said up to the line with the last such text.
     pub fn skip_past(&mut self, text: &str) {
         let after = self.said.text.rfind(text).map_or(0, |at| at + text.len());

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::place::Place;
-use super::run::{Runner, show};
+use super::place::Site;
+use super::run::Runner;
 
 /// Inside the namespace, where all ports are free.
 pub const HTTPS: SocketAddr =
@@ -25,16 +25,22 @@ pub struct Server {
 
 impl Server {
     /// Starts it, and waits until it answers.
-    pub fn start(place: &Place, runner: &Runner) -> Result<Server> {
-        let log = place.log();
-        let (state, run) = (text(place.state_dir()), text(place.run_dir()));
-        let https = HTTPS.to_string();
-        let flags = ["serve", "--state-dir", &state, "--run-dir", &run, "--listen", &https];
-        let flags = [&flags[..], &["--cgroup", place.name()]].concat();
-        show(&[&["basin"], &flags[..], &["&"]].concat());
-        show(&["export", &format!("BASIN_SOCKET={}", place.socket().display())]);
-        let mut command = runner.inside(&text(runner.program()));
-        let file = File::create(&log)?;
+    pub fn start(site: &Site, runner: &Runner, more: &[&str]) -> Result<Server> {
+        let program = text(runner.program());
+        Server::start_by(&[&program], site, runner, more)
+    }
+
+    /// The same by a program that becomes the server.
+    pub fn start_by(by: &[&str], site: &Site, runner: &Runner, more: &[&str]) -> Result<Server> {
+        let log = site.log();
+        let (state, run) = (text(site.state_dir()), text(site.run_dir()));
+        let flags = ["serve", "--state-dir", &state, "--run-dir", &run];
+        let flags = [&flags[..], more, &["--cgroup", site.name()]].concat();
+        runner.show(&[&["basin"], &flags[..], &["&"]].concat());
+        runner.show(&["export", &format!("BASIN_SOCKET={}", site.socket().display())]);
+        let mut command = runner.inside(by[0]);
+        command.args(&by[1..]);
+        let file = File::options().create(true).append(true).open(&log)?;
         // A group of its own: Ctrl-C is for the demo, which ends the server.
         command.args(flags).process_group(0).stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);
@@ -53,6 +59,13 @@ impl Server {
             }
             runner.pause(Duration::from_millis(50))?;
         }
+    }
+
+    /// Without a chance to tidy up.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// An error if it is gone.

@@ -5,7 +5,7 @@ use reqwest::Method;
 
 use super::{Client, ClientError, Resource};
 use crate::task::Task;
-use crate::vm::{NewDisk, Shutdown, Vm};
+use crate::vm::{NewDisk, Shutdown, Vm, VmMigrate};
 
 /// A change of a VM's state that needs no more words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,11 @@ impl Client {
 
     pub async fn shutdown_vm(&self, vm: &str, how: &Shutdown) -> Result<Task, ClientError> {
         self.json(self.request(Method::POST, &[Vm::PATH, vm, "shutdown"])?.json(how)).await
+    }
+
+    /// Moves it to another server while it runs.
+    pub async fn migrate_vm(&self, vm: &str, how: &VmMigrate) -> Result<Task, ClientError> {
+        self.json(self.request(Method::POST, &[Vm::PATH, vm, "migrate"])?.json(how)).await
     }
 
     pub async fn delete_vm(&self, vm: &str, how: DeleteVm) -> Result<Task, ClientError> {

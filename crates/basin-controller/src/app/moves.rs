@@ -7,16 +7,57 @@ use std::collections::BTreeMap;
 
 use basin_model::datastore::Sharing;
 use basin_model::host::{Host, HostStatus, QemuInfo};
-use basin_model::vm::{Phase, Vm};
+use basin_model::vm::{Disk, Phase, Vm};
 use basin_model::volume::{Volume, VolumeSource};
 use basin_model::{Bytes, DatastoreId, HostId, NetworkId, VmId, VolumeId};
-use basin_sched::movable::{Activity, MovingDisk, MovingVm, Site, Store, Stores};
+use basin_sched::movable::{Activity, InFlight, MovingDisk, MovingVm, Site, Store, Stores};
 
 use super::inventory::Snapshot;
-use super::vm_power;
+use super::{App, vm_power};
 use crate::intake::chain;
 use crate::intake::reach::{When, why_not};
 use crate::intake::vm_patch::is_stopped;
+
+/// What passes, as the servers have told it.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    pub silent: BTreeMap<HostId, String>,
+    pub free: BTreeMap<DatastoreId, Bytes>,
+    pub stalled: BTreeMap<VolumeId, String>,
+}
+
+impl App {
+    /// Asks all servers, for no longer than figures are worth.
+    pub async fn facts(&self) -> Facts {
+        let (usages, capacities) = tokio::join!(self.nodes().usages(), self.capacities());
+        let mut facts = Facts::default();
+        facts.free = capacities.into_iter().map(|(id, c)| (id, c.free)).collect();
+        for (host, usage) in usages {
+            match usage {
+                Ok(usage) => {
+                    let disks = usage.vms.into_values().flat_map(|vm| vm.disks);
+                    facts.stalled.extend(disks.filter_map(|(id, d)| Some((id, d.stalled?))));
+                }
+                Err(problem) => drop(facts.silent.insert(host, problem.detail)),
+            }
+        }
+        let snapshot = self.inventory().read();
+        for host in snapshot.hosts.values().map(|host| &host.value) {
+            if vm_power::is_silent(host, &snapshot) {
+                let why = || "its daemon does not run, or does not reach the store".to_owned();
+                facts.silent.entry(host.id).or_insert_with(why);
+            }
+        }
+        facts
+    }
+}
+
+impl Facts {
+    pub fn view<'a>(&'a self, snapshot: &'a Snapshot) -> View<'a> {
+        let Facts { silent, free, stalled } = self;
+        View { snapshot, silent, free, stalled }
+    }
+}
 
 /// What is known of everything that matters to a move.
 pub struct View<'a> {
@@ -97,7 +138,8 @@ impl View<'_> {
         let placement = vm.placement?;
         let status = self.snapshot.vm_statuses.get(&id).map(|s| &s.value);
         let qemu = status.and_then(|s| s.qemu.as_ref());
-        let volumes = vm.spec.disks.iter().filter_map(|d| self.snapshot.volumes.get(&d.volume));
+        let disks = vm.spec.disks.iter();
+        let volumes = disks.filter_map(|d| Some((d, self.snapshot.volumes.get(&d.volume)?)));
         let network = |id| self.snapshot.networks.get(&id).map(|n| n.value.meta.name.to_string());
         let networks = vm.spec.nics.iter().map(|nic| nic.network);
         Some(MovingVm {
@@ -110,7 +152,7 @@ impl View<'_> {
             hardware: vm.hardware.clone(),
             activity: activity(vm, status.map(|s| &s.phase), self.snapshot),
             qemu: qemu.map(|process| process.version.clone()),
-            disks: volumes.map(|volume| self.disk(&volume.value)).collect(),
+            disks: volumes.map(|(disk, volume)| self.disk(disk, &volume.value)).collect(),
             networks: networks.map(|id| (id, network(id).unwrap_or(id.to_string()))).collect(),
             // No VM has such devices yet.
             passthrough: Vec::new(),
@@ -118,7 +160,25 @@ impl View<'_> {
         })
     }
 
-    fn disk(&self, volume: &Volume) -> MovingDisk {
+    /// Moves that the records tell of.
+    pub fn in_flight(&self) -> Vec<InFlight> {
+        let vms = self.snapshot.vms.values().map(|vm| &vm.value);
+        vms.filter_map(|vm| {
+            let migration = vm.migration.as_ref()?;
+            let size = |id| self.snapshot.volumes.get(id).map_or(Bytes::ZERO, |v| v.value.size);
+            let disks = migration.disks.iter();
+            Some(InFlight {
+                vm: vm.id,
+                from: vm.placement?.host,
+                to: migration.to,
+                memory: Some(vm.spec.memory),
+                space: disks.map(|(id, to)| (to.datastore, size(id))).collect(),
+            })
+        })
+        .collect()
+    }
+
+    fn disk(&self, disk: &Disk, volume: &Volume) -> MovingDisk {
         let below = match volume.source {
             VolumeSource::LinkedVolume { .. } => chain::under(volume.source, self.snapshot).volumes,
             // What an image gives is at hand on every server.
@@ -131,6 +191,8 @@ impl View<'_> {
             reads_through: below.into_iter().map(|v| v.datastore).collect(),
             // All that it may come to hold while it is copied.
             needs: volume.size,
+            // Nobody mirrors what nobody writes; and clones may be linked to it.
+            fixed: disk.read_only.then(|| "it is read-only".to_owned()),
             stalled: self.stalled.get(&volume.id).cloned(),
         }
     }

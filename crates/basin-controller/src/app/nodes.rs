@@ -29,6 +29,8 @@ pub struct Nodes {
     local: HostId,
     node: Arc<dyn NodeApi>,
     others: Option<Others>,
+    /// Others in this process.
+    beside: Arc<BTreeMap<HostId, Arc<dyn NodeApi>>>,
 }
 
 #[derive(Clone)]
@@ -40,7 +42,7 @@ struct Others {
 impl Nodes {
     /// One server that belongs to no cluster.
     pub fn single(local: HostId, node: Arc<dyn NodeApi>) -> Nodes {
-        Nodes { local, node, others: None }
+        Nodes { local, node, others: None, beside: Arc::default() }
     }
 
     /// A cluster's servers, as seen from this one.
@@ -50,7 +52,16 @@ impl Nodes {
         peers: Peers,
         inventory: Inventory,
     ) -> Nodes {
-        Nodes { local, node, others: Some(Others { peers, inventory }) }
+        Nodes { others: Some(Others { peers, inventory }), ..Nodes::single(local, node) }
+    }
+
+    /// Several servers in one process, for tests and simulations.
+    pub fn together(
+        local: HostId,
+        node: Arc<dyn NodeApi>,
+        beside: BTreeMap<HostId, Arc<dyn NodeApi>>,
+    ) -> Nodes {
+        Nodes { beside: Arc::new(beside), ..Nodes::single(local, node) }
     }
 
     /// The server that this process runs on.
@@ -62,6 +73,9 @@ impl Nodes {
     pub fn get(&self, host: HostId) -> Result<Arc<dyn NodeApi>, Problem> {
         if host == self.local {
             return Ok(self.node.clone());
+        }
+        if let Some(node) = self.beside.get(&host) {
+            return Ok(node.clone());
         }
         Ok(Arc::new(RemoteNode::new(self.peer(host)?)))
     }
@@ -80,7 +94,7 @@ impl Nodes {
     /// Every server there is.
     pub fn all(&self) -> Vec<HostId> {
         match &self.others {
-            None => vec![self.local],
+            None => std::iter::once(self.local).chain(self.beside.keys().copied()).collect(),
             Some(others) => others.inventory.read().hosts.keys().copied().collect(),
         }
     }

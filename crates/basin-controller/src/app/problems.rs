@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use basin_model::task::Problem;
+use basin_model::task::{Problem, Task};
 
 fn problem(code: &str, detail: impl Into<String>, advice: impl Into<String>) -> Problem {
     Problem { code: code.to_owned(), detail: detail.into(), advice: advice.into() }
@@ -26,6 +26,9 @@ pub fn status(code: &str) -> (u16, &'static str) {
         "wrong-state" => (409, "Not in this state"),
         "busy" => (409, "Something else is changing it"),
         "no-host" => (409, "No server can take it"),
+        "cannot-move" => (409, "It cannot move"),
+        "migration-failed" => (409, "It has not moved"),
+        "waiting" => (409, "Another server is waited for"),
         "subnet-overlap" => (409, "The subnet is in use"),
         "too-large" => (413, "The request is too large"),
         "changed" => (412, "It has changed meanwhile"),
@@ -39,7 +42,10 @@ pub fn status(code: &str) -> (u16, &'static str) {
         "fetch-failed" => (502, "It cannot be fetched"),
         "datastore-unreachable" => (409, "No server can take it"),
         "datastore-not-shared" => (409, "Not the same storage"),
-        "disk-locked" | "disk-fenced" | "machine-gone" => (409, "Not in this state"),
+        "disk-locked" | "disk-fenced" | "machine-gone" | "vm-not-running" => {
+            (409, "Not in this state")
+        }
+        "migration-unknown" | "migration-over" => (409, "It has not moved"),
         "datastore-full" => (507, "Not enough space"),
         "datastore-not-mounted" | "datastore-not-open" | "datastore-unproven" => {
             (503, "The server is not ready for this")
@@ -275,6 +281,59 @@ pub fn only_servers(header: &str) -> Problem {
         "forbidden",
         format!("Only the cluster's servers may set the header '{header}'."),
         "Leave it out: who you are is seen by your token.",
+    )
+}
+
+/// A thing that a task has for itself.
+pub fn held(kind: &str, name: impl Display, task: &Task) -> Problem {
+    let does = match task.kind.as_str() {
+        "vm-migrate" => "moves it to another server",
+        "vm-delete" => "deletes it",
+        _ => "works on it",
+    };
+    problem(
+        "busy",
+        format!("Task {} ({}) {does}: {kind} '{name}' is its own for now.", task.id, task.kind),
+        format!(
+            "Wait for it: 'basin task wait {0}'; or cancel it: 'basin task cancel {0}'.",
+            task.id
+        ),
+    )
+}
+
+pub fn cannot_move(vm: impl Display, why: impl Display, advice: impl Into<String>) -> Problem {
+    problem("cannot-move", format!("VM '{vm}' cannot move {why}."), advice)
+}
+
+/// `stayed`: the guest is known to run where it was.
+pub fn migration_failed(
+    vm: impl Display,
+    from: &str,
+    to: &str,
+    why: impl Display,
+    stayed: bool,
+) -> Problem {
+    let goes_on = match stayed {
+        true => format!("It runs on, on {from}."),
+        false => format!("It goes on on {from} as far as it can; {to} has nothing of it."),
+    };
+    problem(
+        "migration-failed",
+        format!("VM '{vm}' has not moved from {from} to {to}: {why}. {goes_on}"),
+        "Move it again once that is mended.",
+    )
+}
+
+pub fn waiting(detail: impl Into<String>) -> Problem {
+    problem("waiting", detail, "Nothing is to be done; see whether both servers are up.")
+}
+
+/// What cannot be, and would be a defect.
+pub fn broken(what: &str) -> Problem {
+    problem(
+        "internal-error",
+        format!("Something that cannot be has happened: {what}."),
+        "This is an error in Basin: report it with the daemon's log.",
     )
 }
 

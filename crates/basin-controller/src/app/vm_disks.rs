@@ -8,7 +8,7 @@ use basin_store::Revision;
 use basin_store::records::Versioned;
 
 use super::inventory::Snapshot;
-use super::{App, problems, space_check, unchanged};
+use super::{App, holds, problems, space_check, unchanged};
 use crate::intake;
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_disk_add::VmDiskAdd;
@@ -60,6 +60,7 @@ fn stopped<'a>(
     snapshot: &'a Snapshot,
 ) -> Result<&'a Versioned<basin_model::vm::Vm>, Problem> {
     let vm = snapshot.vm(reference)?;
+    holds::free(&vm.value, snapshot)?;
     if is_stopped(&vm.value, snapshot) {
         return Ok(vm);
     }

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::inventory::Snapshot;
 use super::vms::committed_memory;
-use super::{App, baseline, problems};
+use super::{App, baseline, holds, problems};
 use crate::intake::reach::{When, reachable_from};
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_power_change::{Change, VmPowerChange};
@@ -27,6 +27,7 @@ impl App {
     pub async fn start_vm(&self, reference: &str) -> Result<Task, Problem> {
         self.start(|snapshot, _| {
             let vm = snapshot.vm(reference)?;
+            holds::free(&vm.value, snapshot)?;
             if !is_stopped(&vm.value, snapshot) && !is_waiting(status(&vm.value, snapshot)) {
                 let advice = "Nothing is to be done; or reset it, or resume it.";
                 return Err(problems::wrong_state(
@@ -83,6 +84,7 @@ impl App {
     ) -> Result<Task, Problem> {
         self.start(|snapshot, mint| {
             let vm = snapshot.vm(reference)?;
+            holds::free(&vm.value, snapshot)?;
             allowed(change, &vm.value, snapshot)?;
             let mut wanted = vm.value.clone();
             edit(&mut wanted, mint.now);

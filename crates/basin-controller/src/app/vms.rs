@@ -8,7 +8,7 @@ use basin_sched::place::{overhead, place};
 use basin_store::Revision;
 
 use super::inventory::Snapshot;
-use super::{App, problems, space_check, unchanged, vm_power};
+use super::{App, holds, problems, space_check, unchanged, vm_power};
 use crate::intake;
 use crate::intake::reach::When;
 use crate::intake::vm_patch::is_stopped;
@@ -38,6 +38,7 @@ impl App {
         self.commit(|snapshot, _| {
             let old = snapshot.vm(reference)?;
             unchanged(old, expected)?;
+            holds::free(&old.value, snapshot)?;
             let (vm, txn) = intake::vm_patch::patch(old, patch, snapshot)?;
             fits(&vm, false, snapshot)?;
             Ok((vm, txn.require_absent(keys::lock(Kind::Vm, old.value.id))))
@@ -56,6 +57,7 @@ impl App {
         self.start(|snapshot, _| {
             let vm = snapshot.vm(reference)?;
             unchanged(vm, expected)?;
+            holds::free(&vm.value, snapshot)?;
             if !force && !is_stopped(&vm.value, snapshot) {
                 let advice = "Shut it down first, or delete it with force.";
                 return Err(problems::wrong_state(

@@ -15,7 +15,7 @@ use basin_store::Revision;
 use futures::future::join_all;
 
 use super::inventory::Snapshot;
-use super::{App, problems, unchanged};
+use super::{App, holds, problems, unchanged};
 use crate::intake::vm_patch::is_stopped;
 use crate::intake::{self, meta, reach, space};
 use crate::workflows::volume_create::VolumeCreate as CreateFlow;
@@ -113,17 +113,21 @@ impl App {
                 return Err(problems::in_use("volume", name, &clones));
             }
             let vm = snapshot.attachments.get(&volume.id).and_then(|vm| snapshot.vms.get(vm));
-            if let Some(vm) = vm.filter(|vm| !is_stopped(&vm.value, snapshot)) {
-                let advice = "Shut it down first.";
-                let is = "running on that volume";
-                return Err(problems::wrong_state("vm", &vm.value.meta.name, is, advice));
+            let mut txn = basin_store::records::TxnBuilder::new();
+            if let Some(vm) = vm {
+                holds::free(&vm.value, snapshot)?;
+                if !is_stopped(&vm.value, snapshot) {
+                    let advice = "Shut it down first.";
+                    let is = "running on that volume";
+                    return Err(problems::wrong_state("vm", &vm.value.meta.name, is, advice));
+                }
+                txn = txn.require_absent(keys::lock(Kind::Vm, vm.value.id));
             }
             let more = size.saturating_sub(volume.size);
             let grown = Volume { size: more, ..volume.clone() };
             space_check(&[grown], &capacities, snapshot)?;
-            let txn = basin_store::records::TxnBuilder::new()
-                .require_unchanged(record)
-                .create(keys::lock(Kind::Volume, volume.id), &());
+            let txn =
+                txn.require_unchanged(record).create(keys::lock(Kind::Volume, volume.id), &());
             Ok((VolumeGrow::new(volume.clone(), size), txn))
         })
         .await

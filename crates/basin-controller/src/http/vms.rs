@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use basin_api::Problem;
 use basin_api::reference::List;
 use basin_api::task::Task;
-use basin_api::vm::{NewDisk, Shutdown, Vm, VmCreate, VmPatch};
+use basin_api::vm::{NewDisk, Shutdown, Vm, VmCreate, VmMigrate, VmPatch};
 use serde::Deserialize;
 use std::time::Duration;
 use utoipa::IntoParams;
@@ -29,6 +29,7 @@ pub fn routes() -> OpenApiRouter<Context> {
         .routes(routes!(reset))
         .routes(routes!(pause))
         .routes(routes!(resume))
+        .routes(routes!(migrate))
         .routes(routes!(add_disk))
         .routes(routes!(remove_disk))
 }
@@ -201,6 +202,19 @@ async fn resume(
     Path(reference): Path<String>,
 ) -> Accepted {
     accepted(&context, context.app.resume_vm(&reference).await?)
+}
+
+/// Moves a virtual machine to another server while it runs, or is paused.
+#[utoipa::path(post, path = "/v1/vms/{vm}/migrate", tag = "vms", request_body = VmMigrate,
+    params(("vm" = String, Path, description = "name or id")),
+    responses((status = 202, body = Task), (status = "default", body = Problem)))]
+async fn migrate(
+    _: Allow<Operate>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+    Body(how): Body<VmMigrate>,
+) -> Accepted {
+    accepted(&context, context.app.migrate_vm(&reference, &how).await?)
 }
 
 /// Attaches a volume, or makes one and attaches it, while the VM is stopped.

@@ -10,7 +10,7 @@ use basin_store::records::TxnBuilder;
 
 use super::{Mint, Uses, chain, meta, reach};
 use crate::app::inventory::Snapshot;
-use crate::app::problems;
+use crate::app::{holds, problems};
 
 /// The largest volume: what qcow2 with 64 KiB clusters can address, and then some left.
 const MAX_SIZE: Bytes = Bytes::gib(64 * 1024);
@@ -135,7 +135,7 @@ fn origin(wanted: &Wanted, snapshot: &Snapshot, uses: &mut Uses) -> Result<Origi
                 linkable(&record.value, snapshot, uses)?;
                 uses.seal(Kind::Volume, record.value.id, record);
             } else {
-                still(record.value.id, snapshot)?;
+                still(record.value.id, snapshot, uses)?;
                 uses.hold(Kind::Volume, record.value.id, record);
                 uses.lock(Kind::Volume, record.value.id);
             }
@@ -155,10 +155,13 @@ fn origin(wanted: &Wanted, snapshot: &Snapshot, uses: &mut Uses) -> Result<Origi
 }
 
 /// A volume is copied only while nothing writes to it.
-fn still(volume: VolumeId, snapshot: &Snapshot) -> Result<(), Problem> {
+fn still(volume: VolumeId, snapshot: &Snapshot, uses: &mut Uses) -> Result<(), Problem> {
     let Some(vm) = snapshot.attachments.get(&volume).and_then(|vm| snapshot.vms.get(vm)) else {
         return Ok(());
     };
+    // One that moves may have been shut down by its guest, with its disk half way.
+    holds::free(&vm.value, snapshot)?;
+    uses.require_absent(keys::lock(Kind::Vm, vm.value.id));
     if super::vm_patch::is_stopped(&vm.value, snapshot) {
         return Ok(());
     }

@@ -98,6 +98,14 @@ impl<W: Workflow> Step<W> {
         Self { class: Class::WithoutUndo, ..Self::forward(name, run) }
     }
 
+    /// The step at which it shows whether there is a way back, by itself and at a moment
+    /// that nobody else chooses. It runs also when the workflow is to be cancelled, and has
+    /// to look at that; an error says that all can be undone, success that nothing is,
+    /// even if somebody had asked for it.
+    pub fn decisive(name: &'static str, run: impl for<'a> StepBody<'a, W>) -> Self {
+        Self { class: Class::Decisive, ..Self::forward(name, run) }
+    }
+
     /// A step past the point of no return: tried again until it works.
     pub fn forward(name: &'static str, run: impl for<'a> StepBody<'a, W>) -> Self {
         let nothing: Body<W> = Box::new(|_, _| futures::future::ready(Ok(())).boxed());

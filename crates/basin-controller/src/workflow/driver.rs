@@ -140,7 +140,7 @@ impl<S: Send + Sync + 'static> Driver<S> {
         if let Fault::Fail(problem) = self.reach(step, before).await? {
             return Ok((Err(problem), self.workflow.copy()));
         }
-        if cx.cancel.is_cancelled() {
+        if cx.cancel.is_cancelled() && !self.plan.is_decisive(step) {
             return Ok((Err(cancelled()), self.workflow.copy()));
         }
         let (mut outcome, mut workflow) = self.run_caught(step, undo, &cx).await;

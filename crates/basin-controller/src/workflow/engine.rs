@@ -226,7 +226,7 @@ impl<S: Send + Sync + 'static> Workflows<S> {
     }
 
     /// Asks for the task to be undone. It is a promise: once this returns `Ok`,
-    /// the task does not end as done.
+    /// the task does not end as done; unless its decisive step succeeds all the same.
     pub async fn cancel(&self, id: TaskId) -> Result<(), CancelError> {
         self.0.cancel(id).await
     }

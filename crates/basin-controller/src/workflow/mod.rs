@@ -32,6 +32,8 @@
 //!   first. An undo that fails is tried again until it works.
 //! - A [`Step::forward`] step is past the point of no return: it is tried again
 //!   until it works, and so are those after it. Cancelling is refused from there.
+//! - A [`Step::decisive`] step is the point of no return: its success is never undone,
+//!   also if somebody asked to cancel it meanwhile.
 //! - What [`Workflows::start`] reserved in its transaction is given back by
 //!   [`Workflow::on_undone`], in the transaction that ends the task.
 //! - A long step looks at [`StepContext::cancel`] and reports progress.

@@ -9,6 +9,8 @@ pub(super) enum Class {
     Undoable,
     /// Before the point of no return, with nothing to undo.
     WithoutUndo,
+    /// The point of no return itself: once it has succeeded, nothing is undone.
+    Decisive,
     /// Past the point of no return.
     Forward,
 }
@@ -56,7 +58,8 @@ impl Plan {
             if steps[..n].iter().any(|s| s.name == step.name) {
                 return Err(format!("two steps are named {}", step.name));
             }
-            if n > 0 && steps[n - 1].class == Class::Forward && step.class != Class::Forward {
+            let past = |class| matches!(class, Class::Forward | Class::Decisive);
+            if n > 0 && past(steps[n - 1].class) && step.class != Class::Forward {
                 return Err(format!(
                     "step {} can be undone, but comes after the point of no return",
                     step.name
@@ -82,16 +85,24 @@ impl Plan {
         self.0[step].class == Class::Forward
     }
 
+    pub fn is_decisive(&self, step: usize) -> bool {
+        self.0[step].class == Class::Decisive
+    }
+
     /// After the step ran. `cancel`: somebody wants the workflow cancelled.
     pub fn after_run(&self, step: usize, outcome: Result<(), Problem>, cancel: bool) -> Next {
         let forward = self.is_forward(step);
         match outcome {
             Err(problem) if forward => Next::Again(problem),
+            Ok(()) if self.is_decisive(step) => self.after(step),
             _ if cancel && !forward => self.undo_from(Some(step), Cause::Cancelled),
             Err(problem) => self.undo_from(Some(step), Cause::Failed(problem)),
-            Ok(()) if step + 1 < self.0.len() => Next::Run(step + 1),
-            Ok(()) => Next::Done,
+            Ok(()) => self.after(step),
         }
+    }
+
+    fn after(&self, step: usize) -> Next {
+        if step + 1 < self.0.len() { Next::Run(step + 1) } else { Next::Done }
     }
 
     /// After the undo of the step ran.
@@ -148,14 +159,25 @@ mod tests {
 
     #[test]
     fn plans_that_cannot_be_run_are_refused() {
-        use Class::{Forward, Undoable, WithoutUndo};
+        use Class::{Decisive, Forward, Undoable, WithoutUndo};
         assert!(plan(&[]).is_err());
         assert!(plan(&[Undoable, Forward, Undoable]).is_err());
         assert!(plan(&[Undoable, Forward, WithoutUndo]).is_err());
+        assert!(plan(&[Decisive, Undoable]).is_err());
         assert!(plan(&[Undoable, WithoutUndo, Forward, Forward]).is_ok());
+        assert!(plan(&[Undoable, Decisive, Forward]).is_ok());
         let same = |name| StepInfo { name, weight: 1, class: Undoable };
         assert!(Plan::new(vec![same("a"), same("a")]).is_err());
         assert!(Plan::new(vec![same("a/b")]).is_err());
+    }
+
+    #[test]
+    fn what_a_decisive_step_decided_stays() {
+        let plan = plan(&[Class::Undoable, Class::Decisive, Class::Forward]).unwrap();
+        assert_eq!(plan.after_run(1, Ok(()), true), Next::Run(2));
+        assert_eq!(plan.after_run(1, Err(problem()), true), Next::Undo(0, Cause::Cancelled));
+        let failed = Next::Undo(0, Cause::Failed(problem()));
+        assert_eq!(plan.after_run(1, Err(problem()), false), failed);
     }
 
     proptest! {

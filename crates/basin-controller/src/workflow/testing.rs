@@ -69,7 +69,10 @@ pub async fn check<W, T>(
                 .finishes(&finished, &format!("crash at {at}"), once(name, point, Fault::Stop))
                 .await;
             let (fail, cancel) = (once(name, point, fail()), once(name, point, Fault::Cancel));
-            if *class == Class::Forward {
+            if *class == Class::Decisive && point == Point::After {
+                // What it has decided it cannot have failed at.
+                trials.finishes(&finished, &format!("cancel at {at}"), cancel).await;
+            } else if *class == Class::Forward {
                 trials.finishes(&finished, &format!("failure at {at}"), fail).await;
                 trials.finishes(&finished, &format!("cancel at {at}"), cancel).await;
             } else {
@@ -79,7 +82,10 @@ pub async fn check<W, T>(
         }
     }
     // Everything there is to undo is undone after a failure of the last of these.
-    let Some((last, _)) = steps.iter().rfind(|(_, class)| *class != Class::Forward) else { return };
+    let Some((last, class)) = steps.iter().rfind(|(_, class)| *class != Class::Forward) else {
+        return;
+    };
+    let late = if *class == Class::Decisive { Point::Before } else { Point::After };
     for (name, _) in steps.iter().filter(|(_, class)| *class == Class::Undoable) {
         for (point, fault) in [
             (Point::UndoBefore, Fault::Stop),
@@ -89,7 +95,7 @@ pub async fn check<W, T>(
             (Point::UndoAfter, Fault::Repeat),
         ] {
             let trial = format!("{fault:?} at {name} {point:?}");
-            let (first, second) = (once(last, Point::After, fail()), once(name, point, fault));
+            let (first, second) = (once(last, late, fail()), once(name, point, fault));
             let both: Faults = Arc::new(move |place| match first(place) {
                 Fault::Nothing => second(place),
                 fault => fault,

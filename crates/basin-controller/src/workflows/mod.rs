@@ -11,6 +11,7 @@ pub mod observe;
 pub mod vm_create;
 pub mod vm_delete;
 pub mod vm_disk_add;
+pub mod vm_migrate;
 pub mod vm_power_change;
 pub mod vm_power_on;
 pub mod volume_create;
@@ -30,6 +31,7 @@ pub fn registry() -> Registry<Services> {
         .with::<vm_create::VmCreate>()
         .with::<vm_delete::VmDelete>()
         .with::<vm_disk_add::VmDiskAdd>()
+        .with::<vm_migrate::VmMigrate>()
         .with::<vm_power_change::VmPowerChange>()
         .with::<vm_power_on::VmPowerOn>()
         .with::<volume_create::VolumeCreate>()

@@ -3,7 +3,9 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-use std::path::PathBuf;
+pub mod pair;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -226,4 +228,13 @@ pub fn vm(name: &str) -> Value {
         "name": name, "vcpus": 1, "memory_bytes": 64 << 20,
         "disks": [{"disk": {"is": "new", "source": {"from": "blank", "size_bytes": 1 << 20}}}],
     })
+}
+
+/// The files of volumes in a datastore.
+pub fn volume_files(root: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(root.join("volumes")).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }

@@ -59,12 +59,14 @@ impl<'c> ByHand<'c> {
         let mut command = server.place.command("qemu-system-x86_64");
         let name = format!("hand{}", self.count);
         let tap = tap(server, &name)?;
-        let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on", guest.mib);
+        // As Basin's guests have it under emulation: docs/decisions/0120.
+        let kib = guest.mib * 1024 + 64;
+        let memory = format!("memory-backend-memfd,id=ram,size={kib}K,share=on");
         let socket = dir.join("qmp");
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-machine", "q35,memory-backend=ram,vmport=off", "-accel", "tcg,tb-size=256"])
-            .args(["-object", &memory, "-m", &format!("{}M", guest.mib)])
+            .args(["-object", &memory, "-m", &format!("{kib}K")])
             .args(["-cpu", "Nehalem", "-smp", "cpus=1,maxcpus=2"])
             .arg("-kernel")
             .arg(images::micro("vmlinuz"))

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each measurement uses its part")]
 
 pub mod bare;
+pub mod by_basin;
 pub mod by_hand;
 pub mod by_virsh;
 pub mod libvirt;

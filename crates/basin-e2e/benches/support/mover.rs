@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use basin_e2e::observe::Collector;
 
 /// A guest, and what it does.
@@ -10,8 +10,20 @@ use basin_e2e::observe::Collector;
 pub struct Guest {
     pub mib: u64,
     pub load: Load,
+    /// Its address, in the words of `micro.ip`.
+    pub ip: String,
     /// Where its heartbeats go.
     pub heartbeat: std::net::SocketAddr,
+}
+
+/// What became of a guest that was moved to and fro.
+#[derive(Debug)]
+pub enum Outcome {
+    Moved(Vec<Move>),
+    /// A move did not come to its end in time.
+    Endless,
+    /// It lost pages, or its kernel stopped over that.
+    Damaged(String),
 }
 
 /// How fast the guest writes to half of its memory.
@@ -62,10 +74,9 @@ impl Load {
 impl Guest {
     /// Words for the micro guest's kernel line.
     pub fn command_line(&self) -> String {
-        let address = super::pair::GUEST;
         let mut words = format!(
-            "console=ttyS0 quiet micro.ip={address}/24 micro.run=heartbeat,to={}",
-            self.heartbeat
+            "console=ttyS0 quiet micro.ip={} micro.run=heartbeat,to={}",
+            self.ip, self.heartbeat
         );
         let rate = match self.load {
             Load::Idle => None,
@@ -78,14 +89,14 @@ impl Guest {
         words
     }
 
-    /// Moves it to and fro so many times; none when a move does not come to its end.
+    /// Moves it to and fro so many times.
     pub fn moves(
         &self,
         mover: &mut dyn Mover,
         collector: &Collector,
         runs: usize,
         limit: Duration,
-    ) -> anyhow::Result<Option<Vec<Move>>> {
+    ) -> anyhow::Result<Outcome> {
         mover.start(self)?;
         self.wait_busy(mover)?;
         let mut moves = Vec::new();
@@ -95,7 +106,7 @@ impl Guest {
             let begin = Instant::now();
             if !mover.migrate(limit)? {
                 mover.stop()?;
-                return Ok(None);
+                return Ok(Outcome::Endless);
             }
             let total = super::ms(begin.elapsed());
             collector.wait_more(AFTER);
@@ -104,10 +115,13 @@ impl Guest {
                 bail!("the guest ran twice: {why}");
             }
             moves.push(Move { total, gap: super::ms(report.longest_silence) });
-            check(&mover.said()?)?;
+            if let Some(damage) = damage(&mover.said()?) {
+                mover.stop()?;
+                return Ok(Outcome::Damaged(damage));
+            }
         }
         mover.stop()?;
-        Ok(Some(moves))
+        Ok(Outcome::Moved(moves))
     }
 
     /// Until all of the memory that it writes to has been written.
@@ -125,13 +139,8 @@ impl Guest {
 }
 
 /// A guest that lost pages says so, or its kernel does.
-fn check(said: &str) -> anyhow::Result<()> {
+fn damage(said: &str) -> Option<String> {
     let bad = ["FAILED", "Kernel panic", "Oops", "BUG: "];
-    match bad.iter().find_map(|word| said.find(word)) {
-        None => Ok(()),
-        Some(at) => {
-            let end = said[at..].chars().take(500).collect::<String>();
-            Err(anyhow::Error::msg(end)).context("the guest was damaged by the move")
-        }
-    }
+    let at = bad.iter().find_map(|word| said.find(word))?;
+    Some(said[at..].lines().next().unwrap_or_default().to_owned())
 }

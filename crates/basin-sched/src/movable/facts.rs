@@ -63,6 +63,8 @@ pub struct MovingDisk {
     pub reads_through: Vec<DatastoreId>,
     /// The space a copy of it takes.
     pub needs: Bytes,
+    /// Why its content cannot be copied elsewhere while the VM runs, if so.
+    pub fixed: Option<String>,
     /// Why its requests wait, when they do.
     pub stalled: Option<String>,
 }

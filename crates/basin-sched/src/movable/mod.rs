@@ -145,6 +145,11 @@ fn disks(
             });
         }
     }
+    for disk in vm.disks.iter().filter(|disk| storage.moves(disk).is_some()) {
+        if let Some(why) = &disk.fixed {
+            found.push(Obstacle::FixedDisk { disk: disk.name.clone(), why: why.clone() });
+        }
+    }
     for (to, needed) in space_needed(vm, storage) {
         let datastore = name(&to);
         let Some(store) = stores.get(&to) else {

@@ -39,6 +39,7 @@ pub enum Obstacle {
     TooLittleMemory { server: String, needed: Bytes, free: Bytes, there: Bytes },
     // Of storage and networks.
     LocalDisk { disk: String, datastore: String },
+    FixedDisk { disk: String, why: String },
     DatastoreNotReached { datastore: String, server: String, why: String },
     NoSuchDatastore { datastore: String },
     TooLittleSpace { datastore: String, needed: Bytes, free: Bytes },
@@ -118,6 +119,7 @@ impl fmt::Display for Obstacle {
                 f,
                 "its disk '{disk}' is on datastore '{datastore}', which only its server reaches"
             ),
+            FixedDisk { disk, why } => write!(f, "its disk '{disk}' cannot move along: {why}"),
             DatastoreNotReached { datastore, server, why } => {
                 write!(f, "{server} does not reach datastore '{datastore}': {why}")
             }
@@ -173,6 +175,7 @@ impl Obstacle {
             LocalDisk { .. } => {
                 "Move the disk along: --storage DATASTORE, one that the server reaches."
             }
+            FixedDisk { .. } => "Shut it down, and take the disk off or copy it.",
             DatastoreNotReached { .. } => {
                 "Name a datastore that the server reaches, or mount it there."
             }

@@ -86,6 +86,7 @@ fn disk(name: &str, volume: usize, datastore: usize) -> MovingDisk {
         datastore: id(datastore),
         reads_through: vec![],
         needs: Bytes::gib(10),
+        fixed: None,
         stalled: None,
     }
 }
@@ -282,6 +283,14 @@ fn disks() {
     check(
         |c| drop(c.target.without_datastores.insert(id(SHARED), "it is not mounted".into())),
         &["srv2 does not reach datastore 'shared': it is not mounted"],
+    );
+    check(
+        |c| {
+            local(c);
+            c.vm.disks[0].fixed = Some("it is read-only".to_owned());
+            c.storage = to(SHARED);
+        },
+        &["its disk 'root' cannot move along: it is read-only"],
     );
     // What a linked clone reads through counts as well.
     check(|c| c.vm.disks[0].reads_through = vec![id(LOCAL + 1)], &[sentence]);

@@ -16,7 +16,7 @@ use super::view::View;
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Wait {
     /// Return at once, with the task, instead of when it is done
-    #[arg(long)]
+    #[arg(long, alias = "detach")]
     pub no_wait: bool,
 }
 

@@ -67,6 +67,17 @@ pub fn parse_seconds(text: &str) -> Result<u64, String> {
     if text.is_empty() { Err(bad()) } else { Ok(total) }
 }
 
+/// A short time, such as `50ms` or `2s`, in milliseconds.
+pub fn parse_milliseconds(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is not a short time: write it as 50ms or 2s");
+    let (number, scale) = match text.strip_suffix("ms") {
+        Some(number) => (number, 1),
+        None => (text.strip_suffix('s').ok_or_else(bad)?, 1000),
+    };
+    let number: u64 = number.trim().parse().map_err(|_| bad())?;
+    number.checked_mul(scale).ok_or_else(bad)
+}
+
 /// A duration in its largest unit, with the next one where it tells something: `3h12m`.
 pub fn seconds(total: u64) -> String {
     let Some(i) = SPANS.iter().position(|(_, span)| total >= *span) else {

@@ -2,12 +2,12 @@
 
 use basin_api::reference::Reference;
 use basin_api::vm::{
-    Boot, Disk, Failure, FailurePolicy, Hardware, Machine, Nic, OnFailure, Qemu, State, Status, Vm,
-    Wanted,
+    Boot, Disk, Failure, FailurePolicy, Hardware, Machine, MigratingDisk, Migration, Nic,
+    OnFailure, Qemu, State, Status, Vm, Wanted,
 };
 use basin_api::volume::VolumeFormat;
 use basin_model::vm as model;
-use basin_model::{ImageId, VmId};
+use basin_model::{ImageId, VmId, VolumeId};
 use basin_store::records::Versioned;
 
 use super::{meta, reference, volume};
@@ -35,6 +35,23 @@ pub fn vm(record: &Versioned<model::Vm>, snapshot: &Snapshot) -> Vm {
             model::Power::Off { .. } => Wanted::Off,
         },
         status: status(vm, seen.map(|s| &s.value), snapshot),
+        migration: vm.migration.as_ref().map(|m| migration(m, snapshot)),
+    }
+}
+
+fn migration(migration: &model::Migration, snapshot: &Snapshot) -> Migration {
+    let disk = |(volume, moved): (&VolumeId, &model::MovedDisk)| {
+        let datastore = snapshot.datastores.get(&moved.datastore);
+        MigratingDisk {
+            volume: reference(*volume, snapshot.volumes.get(volume).map(|v| &v.value.meta.name)),
+            datastore: reference(moved.datastore, datastore.map(|d| &d.value.meta.name)),
+        }
+    };
+    let to = snapshot.hosts.get(&migration.to).map(|h| &h.value.meta.name);
+    Migration {
+        to: reference(migration.to, to),
+        task: migration.task.to_string(),
+        disks: migration.disks.iter().map(disk).collect(),
     }
 }
 
@@ -101,11 +118,13 @@ fn on_failure(choice: model::OnFailure) -> OnFailure {
 
 /// What the VM is doing, as far as its server has said.
 pub fn state(id: VmId, snapshot: &Snapshot) -> State {
+    let moves = snapshot.vms.get(&id).is_some_and(|vm| vm.value.migration.is_some());
     match snapshot.vm_statuses.get(&id).map(|s| &s.value.phase) {
         None => State::Stopped,
         Some(phase) => match phase {
             model::Phase::Stopped => State::Stopped,
             model::Phase::Starting => State::Starting,
+            model::Phase::Running | model::Phase::Paused if moves => State::Migrating,
             model::Phase::Running => State::Running,
             model::Phase::Paused => State::Paused,
             model::Phase::ShuttingDown { .. } => State::ShuttingDown,
@@ -122,6 +141,7 @@ pub const fn state_word(state: State) -> &'static str {
         State::Stopped => "stopped",
         State::Starting => "starting",
         State::Running => "running",
+        State::Migrating => "migrating",
         State::Paused => "paused",
         State::ShuttingDown => "shutting_down",
         State::Crashed => "crashed",

@@ -5,6 +5,7 @@ mod console;
 mod create;
 mod disk;
 mod log;
+mod migrate;
 mod set;
 mod terminal;
 mod view;
@@ -54,6 +55,8 @@ pub enum Command {
     Pause(Which),
     /// Let a paused VM go on
     Resume(Which),
+    /// Move a running VM to another server
+    Migrate(migrate::MigrateArgs),
     /// Delete a VM and the disks that were made for it
     #[command(visible_alias = "rm")]
     Delete {
@@ -113,6 +116,7 @@ impl Command {
                 let task = client.shutdown_vm(&vm, &Shutdown { timeout_seconds }).await?;
                 session.finish::<Vm>(task, wait, "shut down").await
             }
+            Command::Migrate(args) => args.run(session).await,
             Command::Delete { vm, force, keep_disks, wait } => {
                 let task = client.delete_vm(&vm, DeleteVm { force, keep_disks }).await?;
                 session.finish_gone::<Vm>(task, wait, &vm).await

@@ -36,6 +36,10 @@ impl View for Vm {
             .pair("Wanted", word(&self.wanted))
             .some("Host", status.host.as_ref().map(name))
             .some(
+                "Moves to",
+                self.migration.as_ref().map(|m| format!("{} (task {})", name(&m.to), m.task)),
+            )
+            .some(
                 "Last failure",
                 status
                     .last_failure

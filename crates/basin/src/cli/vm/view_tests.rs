@@ -42,6 +42,17 @@ web    backing-off   2      2GiB     10.80.0.10   server   1h
 }
 
 #[test]
+fn on_its_way() {
+    let mut vm = vm();
+    vm.status.state = basin_api::vm::State::Migrating;
+    let to = serde_json::json!({"to": {"id": "h2", "name": "srv2"}, "task": "0191"});
+    vm.migration = Some(serde_json::from_value(to).expect("a migration"));
+    assert_eq!(vm.row(now())[1], "migrating");
+    let sheet = vm.sheet(now()).render();
+    assert!(sheet.contains("Moves to:       srv2 (task 0191)\n"), "{sheet}");
+}
+
+#[test]
 fn on_a_sheet() {
     let expect = "\
 Name:           web

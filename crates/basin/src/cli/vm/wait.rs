@@ -41,7 +41,9 @@ pub enum Condition {
 impl Condition {
     fn holds(self, vm: &Vm) -> bool {
         match self {
-            Condition::Running => vm.status.state == State::Running,
+            Condition::Running => {
+                matches!(vm.status.state, State::Running | State::Migrating)
+            }
             Condition::Stopped => vm.status.state == State::Stopped,
             Condition::Paused => vm.status.state == State::Paused,
             Condition::Agent => vm.status.usage.as_ref().is_some_and(|u| u.guest.is_some()),

@@ -1,0 +1,259 @@
+//! The guest goes over: the source does it and is watched, and so is the VM's record. It
+//! ends when the target has claimed the VM, or when it is certain that it never will.
+
+use std::time::Duration;
+
+use basin_model::task::Problem;
+use basin_node::NodeError;
+use basin_node::migration::types::{Begin, Report, Stage};
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+
+use super::{LOOK_EVERY, Standing, VmMigrate, channel, words};
+use crate::app::nodes::{FIGURES_WITHIN, refused};
+use crate::app::{Services, problems};
+use crate::workflow::StepContext;
+
+/// A target that has all of the guest has this long to claim it before it is asked.
+const CLAIM_WITHIN: Duration = Duration::from_secs(30);
+
+/// A source that does not answer for so long may be dead: its target is told to give up,
+/// unless the guest is there.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+
+/// The same once somebody wants the move cancelled.
+const SILENT_FOR_CANCELLED: Duration = Duration::from_secs(10);
+
+/// Between two tries of something that is broken.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The source has no more part in it, for this reason; the target has the last word.
+struct Over {
+    why: Problem,
+    /// The source runs the guest on, for certain.
+    stayed: bool,
+}
+
+/// What is remembered between two looks.
+struct Watch {
+    /// When the source last answered.
+    answered: Instant,
+    /// Since when the source has been done.
+    moved: Option<Instant>,
+    cancel_sent: bool,
+    mended: Option<Instant>,
+}
+
+impl VmMigrate {
+    pub(super) async fn transfer(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
+        let inventory = &cx.services.inventory;
+        let mut changes = inventory.changes();
+        if let Some(record) = self.record(cx).await? {
+            inventory.at_least(record.revision).await;
+        }
+        let now = Instant::now();
+        let mut watch = Watch { answered: now, moved: None, cancel_sent: false, mended: None };
+        loop {
+            changes.borrow_and_update();
+            match self.seen_standing(cx) {
+                Standing::Claimed => return Ok(()),
+                Standing::NotUnderWay => {
+                    return Err(problems::broken("somebody else has taken the move back"));
+                }
+                Standing::UnderWay => {}
+            }
+            if let Some(over) = self.look(&mut watch, cx).await {
+                return self.settle(over, cx).await;
+            }
+            tokio::select! {
+                // Whoever leads no more sees no changes, but is stopped elsewhere.
+                Ok(()) = changes.changed() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    fn seen_standing(&self, cx: &StepContext<Services>) -> Standing {
+        let snapshot = cx.services.inventory.read();
+        self.standing(snapshot.vms.get(&self.id()).map(|vm| &vm.value), cx.task)
+    }
+
+    /// One look at the source, and what follows from it.
+    async fn look(&self, watch: &mut Watch, cx: &StepContext<Services>) -> Option<Over> {
+        let cancelled = cx.cancel.is_cancelled();
+        if cancelled && !watch.cancel_sent {
+            watch.cancel_sent = self.tell_source_to_stop(cx).await.is_ok();
+        }
+        let report = match self.ask_source(cx).await {
+            Ok(report) => report,
+            Err(problem) => return self.silent(&problem, watch, cx),
+        };
+        watch.answered = Instant::now();
+        if report.stage != Stage::Unknown {
+            cx.progress(words::fraction(&report, self.vm.spec.memory), words::words(&report));
+        }
+        if !matches!(report.stage, Stage::Moved { .. }) {
+            watch.moved = None;
+        }
+        match &report.stage {
+            Stage::Disks | Stage::Memory | Stage::Switching | Stage::Postcopy => None,
+            Stage::PostcopyBroken => {
+                self.mend(watch, cx).await;
+                None
+            }
+            Stage::Moved { .. } => {
+                let since = *watch.moved.get_or_insert_with(Instant::now);
+                let why = "its target has not taken it on";
+                (since.elapsed() > CLAIM_WITHIN).then(|| self.failed(why, false, cx))
+            }
+            Stage::Unknown if cancelled => Some(Over { why: problems::cancelled(), stayed: false }),
+            Stage::Unknown => self.begin(cx).await,
+            over => Some(self.ended(over, cx)),
+        }
+    }
+
+    fn ended(&self, stage: &Stage, cx: &StepContext<Services>) -> Over {
+        match stage {
+            Stage::Stayed { cancelled: true, .. } if cx.cancel.is_cancelled() => {
+                Over { why: problems::cancelled(), stayed: true }
+            }
+            Stage::Stayed { why, .. } => self.failed(why, true, cx),
+            Stage::Unclear { why } => self.failed(why, false, cx),
+            _ => self.failed("its machine ended while it moved", false, cx),
+        }
+    }
+
+    /// First, and again when a daemon of the source knows nothing of it: it goes on with
+    /// what its QEMU does.
+    async fn begin(&self, cx: &StepContext<Services>) -> Option<Over> {
+        let (agreed, prepared) = match (&self.agreed, &self.prepared) {
+            (Some(agreed), Some(prepared)) => (agreed, prepared.clone()),
+            _ => return Some(self.failed("what was prepared for it is lost", false, cx)),
+        };
+        let begin = Begin {
+            vm: self.id(),
+            task: cx.task,
+            to: self.to,
+            prepared,
+            key: agreed.key.clone(),
+            channel: agreed.channel,
+            policy: channel::possible(&self.policy, agreed.channel),
+        };
+        // It waits until the source has seen the record; that is a matter of seconds.
+        let node = cx.services.nodes.get(self.from.host).ok()?;
+        match node.migrate_begin(&begin).await {
+            Ok(()) => None,
+            Err(NodeError(problem)) if is_unreachable(&problem) => None,
+            Err(NodeError(problem)) => Some(Over { why: problem, stayed: false }),
+        }
+    }
+
+    /// The source does not answer. Its QEMU may well go on, and the target claim.
+    fn silent(&self, problem: &Problem, watch: &Watch, cx: &StepContext<Services>) -> Option<Over> {
+        let name = self.name(self.from.host, cx);
+        let limit = match cx.cancel.is_cancelled() {
+            true => SILENT_FOR_CANCELLED,
+            false => SILENT_FOR,
+        };
+        let removed = !cx.services.inventory.read().hosts.contains_key(&self.from.host);
+        if removed || watch.answered.elapsed() > limit {
+            let why = format!("{name}, where it was, does not answer: {}", problem.detail);
+            return Some(self.failed(&why, false, cx));
+        }
+        cx.progress(0.0, format!("waiting for {name} to answer again: {}", problem.detail));
+        None
+    }
+
+    /// Connects a post-copy again, as often as it takes.
+    async fn mend(&self, watch: &mut Watch, cx: &StepContext<Services>) {
+        if watch.mended.is_some_and(|tried| tried.elapsed() < PAUSE) {
+            return;
+        }
+        watch.mended = Some(Instant::now());
+        let mended = async {
+            let target = cx.services.nodes.get(self.to)?;
+            let at = target.migrate_listen_again(self.id(), cx.task).await.map_err(refused)?;
+            let source = cx.services.nodes.get(self.from.host)?;
+            source.migrate_reconnect(self.id(), cx.task, at).await.map_err(refused)
+        };
+        if let Err(problem) = mended.await {
+            let (vm, why) = (&self.vm.meta.name, problem.detail);
+            tracing::warn!(%vm, why, "a post-copy is not connected again yet");
+        }
+    }
+
+    /// The target's last word. An error is certain: it will never run the guest.
+    async fn settle(&self, over: Over, cx: &StepContext<Services>) -> Result<(), Problem> {
+        let target = self.name(self.to, cx);
+        if over.stayed {
+            // To be taken back; the target is told on the way.
+            return Err(over.why);
+        }
+        loop {
+            match self.abort_target(cx).await {
+                Ok(true) => return Err(over.why),
+                Ok(false) => cx.progress(1.0, format!("{target} takes it on")),
+                Err(problem) => {
+                    let why = problem.detail;
+                    cx.progress(
+                        1.0,
+                        format!("waiting for {target} to say whether it has it: {why}"),
+                    );
+                }
+            }
+            let mut changes = cx.services.inventory.changes();
+            let pause = tokio::time::sleep(PAUSE);
+            tokio::pin!(pause);
+            loop {
+                if self.seen_standing(cx) == Standing::Claimed {
+                    return Ok(());
+                }
+                tokio::select! {
+                    Ok(()) = changes.changed() => {}
+                    () = &mut pause => break,
+                }
+            }
+        }
+    }
+
+    /// Asks the source how far it is, but not for long.
+    async fn ask_source(&self, cx: &StepContext<Services>) -> Result<Report, Problem> {
+        let node = cx.services.nodes.get(self.from.host)?;
+        let asked = node.migrate_report(self.id(), cx.task);
+        self.within(tokio::time::timeout(FIGURES_WITHIN, asked).await, cx)
+    }
+
+    pub(super) async fn tell_source_to_stop(
+        &self,
+        cx: &StepContext<Services>,
+    ) -> Result<(), Problem> {
+        let node = cx.services.nodes.get(self.from.host)?;
+        let told = node.migrate_cancel(self.id(), cx.task);
+        self.within(tokio::time::timeout(FIGURES_WITHIN, told).await, cx)
+    }
+
+    fn within<T>(
+        &self,
+        answer: Result<Result<T, NodeError>, Elapsed>,
+        cx: &StepContext<Services>,
+    ) -> Result<T, Problem> {
+        match answer {
+            Ok(answer) => answer.map_err(refused),
+            Err(_) => Err(problems::silent(&self.name(self.from.host, cx), FIGURES_WITHIN)),
+        }
+    }
+
+    fn failed(&self, why: &str, stayed: bool, cx: &StepContext<Services>) -> Over {
+        let (vm, from) = (&self.vm.meta.name, self.name(self.from.host, cx));
+        let to = self.name(self.to, cx);
+        Over { why: problems::migration_failed(vm, &from, &to, why, stayed), stayed }
+    }
+}
+
+/// The server was not reached, which says nothing about what it does.
+fn is_unreachable(problem: &Problem) -> bool {
+    matches!(
+        problem.code.as_str(),
+        "host-unreachable" | "host-untrusted" | "host-garbled" | "shutting-down" | "timeout"
+    )
+}
