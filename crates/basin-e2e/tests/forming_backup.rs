@@ -6,7 +6,7 @@ use basin_e2e::{Cluster, Server, until};
 
 fn cluster(servers: usize) -> Cluster {
     let cluster = Cluster::start_with(servers, |_, setup| {
-        setup.arg("--engine=fake").env("BASIN_REPLACE_MEMBER_AFTER", "3")
+        setup.arg("--engine=fake").env("BASIN_REPLACE_MEMBER_AFTER", "15")
     });
     cluster.form();
     cluster.wait_members(0, 3);
