@@ -47,7 +47,9 @@ impl Member {
         let credentials = Credentials::new(parts.material.clone(), admit)
             .context("this server's certificate cannot be used")?;
         let peers = Peers::new(credentials.clone());
-        inventory.note_voters(&parts.voters);
+        if parts.resident.is_some() {
+            inventory.note_voters(&parts.voters);
+        }
         let (store, tasks) = (parts.store.clone(), TaskTracker::new());
         Ok(Member { credentials, peers, store, host, parts, tasks })
     }
