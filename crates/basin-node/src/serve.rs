@@ -215,7 +215,7 @@ impl NodeApi for LocalNode {
     }
 
     async fn guest_hardware(&self, vm: VmId) -> Answer<Hardware> {
-        self.migrations.hardware(vm)
+        self.migrations.hardware(vm).await
     }
 
     async fn migrate_prepare(&self, prepare: &Prepare) -> Answer<Prepared> {
