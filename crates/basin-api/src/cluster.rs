@@ -39,7 +39,7 @@ pub enum Mode {
 pub struct Store {
     /// etcd is not Basin's.
     pub external: bool,
-    /// Servers with a member of it.
+    /// Servers with a member of it that votes.
     pub members: Vec<Reference>,
     /// Where this server asks; absent when no member answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]

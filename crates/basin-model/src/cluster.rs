@@ -11,6 +11,9 @@ pub struct ClusterRecord {
     /// Tells clusters apart: a server never mixes the state of two.
     pub id: uuid::Uuid,
     pub formed_at: Timestamp,
+    /// Grows when the state is restored from a backup: of two, the higher one counts.
+    #[serde(default)]
+    pub epoch: u32,
     /// Where etcd is that Basin does not run; none: it runs its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_etcd: Option<ExternalEtcd>,

@@ -35,5 +35,6 @@ pub use api::{
 };
 pub use config::{BlockdLauncher, BlockdMode, NodeConfig};
 pub use disks::{DiskError, Disks, FakeDisks};
+pub use lockfile::{StateLock, claim};
 pub use node::LocalNode;
 pub use peers::{Alone, Peers};

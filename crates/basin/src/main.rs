@@ -3,6 +3,7 @@
 mod blockd;
 mod cli;
 mod doctor;
+mod restore;
 mod serve;
 
 use std::process::ExitCode;
@@ -63,7 +64,12 @@ enum Command {
 fn main() -> ExitCode {
     let Basin { global, command } = Basin::parse();
     match command {
-        Command::Cli(command) => cli::main(&global, *command),
+        Command::Cli(command) => match *command {
+            cli::Command::Cluster(cli::cluster::Command::Restore(args)) => {
+                exit(restore::main(&args).map(|()| ExitCode::SUCCESS))
+            }
+            command => cli::main(&global, command),
+        },
         Command::Serve(args) => exit(serve::main(&args).map(|()| ExitCode::SUCCESS)),
         Command::Blockd(args) => exit(blockd::main(&args).map(|()| ExitCode::SUCCESS)),
         Command::Doctor => exit(doctor::main()),

@@ -123,6 +123,7 @@ async fn every_call(client: &Client, file: &std::path::Path) {
     let join = json!({"url": "x", "token": "x", "advertise": "192.0.2.2"});
     let _ = client.join_cluster(&serde_json::from_value(join).expect("a join")).await;
     let _ = client.create_join_token(&serde_json::from_value(json!({})).expect("a token")).await;
+    let _ = client.backup(&file.with_extension("backup")).await;
 
     read::<Task>(client).await;
     let _ = client.cancel_task("x").await;

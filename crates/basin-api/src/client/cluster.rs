@@ -1,9 +1,11 @@
 //! What can be done with the cluster only.
 
+use std::path::Path;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde::de::IgnoredAny;
+use tokio::io::AsyncWriteExt as _;
 
 use super::{Client, ClientError, Resource};
 use crate::cluster::{
@@ -62,6 +64,38 @@ impl Client {
         create: &JoinTokenCreate,
     ) -> Result<JoinTokenCreated, ClientError> {
         self.json(self.request(Method::POST, &["cluster", "join-tokens"])?.json(create)).await
+    }
+
+    /// Saves everything that the servers keep together as a file, which appears whole or
+    /// not at all. It holds every secret of the cluster: only its owner may read it.
+    pub async fn backup(&self, to: &Path) -> Result<u64, ClientError> {
+        let request = self.unlimited(Method::GET, &["cluster", "backup"])?;
+        let mut answer = self.send(request).await?;
+        let unwritten = |e: std::io::Error| {
+            ClientError::local(format!("cannot write {}: {e}", to.display()), "")
+        };
+        let mut part = to.as_os_str().to_owned();
+        part.push(".part");
+        let part = Path::new(&part);
+        let saved = async {
+            let mut options = tokio::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let mut file = options.open(part).await.map_err(unwritten)?;
+            let mut bytes = 0;
+            while let Some(chunk) = answer.chunk().await.map_err(|e| self.lost(&e))? {
+                file.write_all(&chunk).await.map_err(unwritten)?;
+                bytes += chunk.len() as u64;
+            }
+            file.sync_all().await.map_err(unwritten)?;
+            tokio::fs::rename(part, to).await.map_err(unwritten)?;
+            Ok(bytes)
+        };
+        let saved = saved.await;
+        if saved.is_err() {
+            // The error that counts is the one before.
+            let _ = tokio::fs::remove_file(part).await;
+        }
+        saved
     }
 
     /// Empties the server of running VMs, and keeps it empty.

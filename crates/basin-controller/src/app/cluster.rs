@@ -158,6 +158,7 @@ impl App {
             chain,
             bundle: ca.certificate_pem(),
             revoked: self.revocations(&ca)?,
+            epoch: record.epoch,
             store,
         })
     }
@@ -192,6 +193,11 @@ impl App {
     pub fn store_endpoints(&self) -> Vec<String> {
         let snapshot = self.inventory().read();
         snapshot.voters.values().flatten().cloned().collect()
+    }
+
+    /// Everything that etcd holds, as a file that `basin cluster restore` reads.
+    pub async fn backup(&self) -> Result<std::fs::File, Problem> {
+        self.seat.backup().await
     }
 
     async fn authority(&self) -> Result<Authority, Problem> {

@@ -25,6 +25,9 @@ pub trait Seat: Send + Sync + 'static {
     /// How the store is reached; None while it is a file of this server's.
     fn contact(&self) -> Option<StoreContact>;
 
+    /// A backup of the cluster's state, as a file that has no name.
+    async fn backup(&self) -> Result<std::fs::File, Problem>;
+
     /// The port of the API, which other servers are told.
     fn api_port(&self) -> Option<u16>;
 }
@@ -59,6 +62,10 @@ impl Seat for Seatless {
 
     fn contact(&self) -> Option<StoreContact> {
         None
+    }
+
+    async fn backup(&self) -> Result<std::fs::File, Problem> {
+        Err(crate::app::problems::no_cluster())
     }
 
     fn api_port(&self) -> Option<u16> {

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::response::IntoResponse as _;
 use basin_api::Problem;
 use basin_api::cluster::{
     AttemptBegun, Cluster, ClusterCreate, ClusterJoin, FailedAttempt, JoinTokenCreate,
@@ -11,7 +12,9 @@ use basin_api::cluster::{
 use basin_api::reference::Reference;
 use basin_model::HostId;
 use basin_node::NodeError;
-use basin_node::cluster::wire::{JOIN_PATH, JoinAsk, LEADS_PATH, REMOVED_PATH};
+use basin_node::cluster::wire::{
+    JOIN_PATH, JoinAsk, LEADS_PATH, REMOVED_PATH, STORE_PATH, StoreSeen,
+};
 use basin_node::remote::refuse;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -28,6 +31,7 @@ pub fn routes() -> OpenApiRouter<Context> {
         .routes(routes!(show, form))
         .routes(routes!(join))
         .routes(routes!(create_token))
+        .routes(routes!(backup))
 }
 
 /// The cluster, or that there is none.
@@ -74,6 +78,20 @@ async fn create_token(
     Ok((StatusCode::CREATED, Json(JoinTokenCreated { token, expires_at: expires_at.to_string() })))
 }
 
+/// Everything that the servers keep together, with its secrets, as one file.
+#[utoipa::path(get, path = "/v1/cluster/backup", tag = "cluster",
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+              (status = "default", body = Problem)))]
+async fn backup(
+    _: Allow<Administer>,
+    State(context): State<Context>,
+) -> Result<axum::response::Response, ApiError> {
+    let file = context.app.backup().await?;
+    let stream = tokio_util::io::ReaderStream::new(tokio::fs::File::from_std(file));
+    let kind = [(axum::http::header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((kind, axum::body::Body::from_stream(stream)).into_response())
+}
+
 /// Where servers ask to be let in. Not part of the API: who asks shows a token of the
 /// cluster's in the question, and no other right.
 pub fn joining(context: Context) -> axum::Router {
@@ -81,7 +99,15 @@ pub fn joining(context: Context) -> axum::Router {
         .route(JOIN_PATH, axum::routing::post(admit))
         .route(&format!("{REMOVED_PATH}/{{host}}"), axum::routing::get(removed))
         .route(LEADS_PATH, axum::routing::get(leads))
+        .route(STORE_PATH, axum::routing::get(store))
         .with_state(context)
+}
+
+/// For those that know an older one only.
+async fn store(State(context): State<Context>) -> Json<StoreSeen> {
+    let endpoints = context.app.store_endpoints();
+    let snapshot = context.app.inventory().read();
+    Json(StoreSeen { epoch: snapshot.cluster.as_ref().map_or(0, |c| c.epoch), endpoints })
 }
 
 /// Whoever is about to pass a change on asks first: it cannot be sent twice.

@@ -24,6 +24,9 @@ pub struct ClusterConfig {
     /// Where the other servers reach this one.
     pub advertise: IpAddr,
     pub api_port: u16,
+    /// That of the store: see `ClusterRecord`.
+    #[serde(default)]
+    pub epoch: u32,
     pub store: StoreConfig,
 }
 
@@ -200,8 +203,13 @@ mod tests {
         assert_eq!(dir.load().unwrap(), None);
         let store = StoreConfig::Own { endpoints: vec!["https://a:2379".into()] };
         let advertise = "10.0.0.1".parse().unwrap();
-        let config =
-            ClusterConfig { cluster: Uuid::from_u128(7), advertise, api_port: 7443, store };
+        let config = ClusterConfig {
+            cluster: Uuid::from_u128(7),
+            advertise,
+            api_port: 7443,
+            epoch: 2,
+            store,
+        };
         dir.store(&config).unwrap();
         assert_eq!(dir.load().unwrap(), Some(config));
         std::fs::write(dir.config(), "{").unwrap();

@@ -61,7 +61,7 @@ pub fn prepare(next: &ClusterDir, found: &Found, id: Uuid) -> Result<(), Problem
         None => StoreConfig::Own { endpoints: Vec::new() },
     };
     let (advertise, api_port) = (found.advertise, found.api_port);
-    let mut config = ClusterConfig { cluster, advertise, api_port, store };
+    let mut config = ClusterConfig { cluster, advertise, api_port, epoch: 0, store };
     let own = config.own_endpoint();
     if let StoreConfig::Own { endpoints } = &mut config.store {
         endpoints.push(own);
@@ -156,7 +156,7 @@ async fn settled(to: &dyn Store, config: &ClusterConfig) -> Result<bool, Problem
 }
 
 /// Notes whose data these are, before they move.
-async fn be_known(to: &EtcdStore, resident: &Resident) -> Result<(), Problem> {
+pub(super) async fn be_known(to: &EtcdStore, resident: &Resident) -> Result<(), Problem> {
     let members = to.members().await.map_err(|e| store(&e))?;
     resident.tend(&members).await.map(drop)
 }
@@ -175,7 +175,7 @@ async fn settle(
         StoreConfig::External(external) => Some(external.clone()),
         StoreConfig::Own { .. } => None,
     };
-    let record = ClusterRecord { id: config.cluster, formed_at: now, external_etcd };
+    let record = ClusterRecord { id: config.cluster, formed_at: now, epoch: 0, external_etcd };
     let own = records::get::<Host>(to, &keys::host(host)).await.map_err(failed)?;
     let own = own.ok_or_else(|| {
         let advice = "restart the daemon, then try again";
@@ -202,7 +202,10 @@ async fn settle(
     })
 }
 
-async fn wait_until_up(to: &EtcdStore, member: Option<&EtcdMember>) -> Result<(), Problem> {
+pub(super) async fn wait_until_up(
+    to: &EtcdStore,
+    member: Option<&EtcdMember>,
+) -> Result<(), Problem> {
     let began = Instant::now();
     loop {
         match to.get(&keys::cluster()).await {
@@ -232,7 +235,7 @@ pub async fn try_external(external: &ExternalEtcd) -> Result<(), Problem> {
     to.get(&keys::cluster()).await.map(drop).map_err(|e| store(&e))
 }
 
-fn store(error: &StoreError) -> Problem {
+pub(super) fn store(error: &StoreError) -> Problem {
     let advice = "see that etcd runs and is reached (etcd.log in the cluster's directory, where \
                   Basin runs it); nothing has changed on this server";
     problem("store-unavailable", error.to_string(), advice)

@@ -103,6 +103,7 @@ fn keep(
         cluster: answer.cluster,
         advertise: join.advertise,
         api_port: join.api_port,
+        epoch: answer.epoch,
         store,
     };
     next.tls().store(material).map_err(std::io::Error::other)?;

@@ -7,10 +7,13 @@
 //! - [`join`]: another cluster is asked to take this server in (`basin join`).
 //! - [`attempt`]: what was begun and not finished, and how the last attempt ended.
 //! - [`follow`]: tends this server's member of etcd, and follows where all are.
+//! - [`restore`]: the state comes from a backup, on one server; [`attach`]: the others
+//!   follow.
 //! - `known`: where the other servers are, should the store not answer. [`leave`]:
 //!   a server that was removed begins anew.
 //! - [`wire`]: what a joining server and the cluster say to each other.
 
+mod attach;
 pub mod attempt;
 mod config;
 pub mod follow;
@@ -18,8 +21,10 @@ pub mod found;
 pub mod join;
 mod known;
 pub mod leave;
+pub mod restore;
 pub mod wire;
 
+pub use attach::{attach, newer_store};
 pub use config::{ClusterConfig, ClusterDir, StoreConfig, no_member};
 pub use known::{KnownServer, shut_out};
 

@@ -20,6 +20,16 @@ pub const REMOVED_PATH: &str = "/internal/v1/removed";
 /// Whether it leads.
 pub const LEADS_PATH: &str = "/internal/v1/leads";
 
+/// Where it says which store it uses.
+pub const STORE_PATH: &str = "/internal/v1/store";
+
+/// The store that a server uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreSeen {
+    pub epoch: u32,
+    pub endpoints: Vec<String>,
+}
+
 /// Clocks that differ by more would make certificates and leases of one server
 /// expired or not yet valid on another.
 pub const CLOCKS_DIFFER_AT_MOST: std::time::Duration = std::time::Duration::from_secs(300);
@@ -66,6 +76,8 @@ pub struct JoinAnswer {
     pub bundle: String,
     /// The certificates that are revoked, as PEM.
     pub revoked: String,
+    #[serde(default)]
+    pub epoch: u32,
     pub store: JoinStore,
 }
 

@@ -1,14 +1,17 @@
-//! What a server asks of a cluster that it does not belong to, or does no more; and who
-//! leads.
+//! What a server asks of a cluster that it does not belong to, or does no more;
+//! who leads, and which store is in use.
 
 use super::call::encode;
 use super::full;
 use super::peer::Peer;
 use crate::NodeError;
-use crate::cluster::wire::{JOIN_PATH, JoinAnswer, JoinAsk, LEADS_PATH, REMOVED_PATH};
+use crate::cluster::wire::{
+    JOIN_PATH, JoinAnswer, JoinAsk, LEADS_PATH, REMOVED_PATH, STORE_PATH, StoreSeen,
+};
 use basin_model::HostId;
 use hyper::Request;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use serde::de::DeserializeOwned;
 
 /// Asks to be taken in. A refusal is the cluster's own words.
 pub async fn ask_to_join(peer: &Peer, ask: &JoinAsk) -> Result<JoinAnswer, NodeError> {
@@ -22,15 +25,20 @@ pub async fn ask_to_join(peer: &Peer, ask: &JoinAsk) -> Result<JoinAnswer, NodeE
 
 /// Whether the cluster has shut that server out.
 pub async fn ask_whether_removed(peer: &Peer, host: HostId) -> Result<bool, NodeError> {
-    yes_or_no(peer, &format!("{REMOVED_PATH}/{host}"), "removed").await
+    ask(peer, &format!("{REMOVED_PATH}/{host}"), "removed").await
 }
 
 /// Whether that server leads, as it knows itself.
 pub async fn ask_whether_leads(peer: &Peer) -> Result<bool, NodeError> {
-    yes_or_no(peer, LEADS_PATH, "leads").await
+    ask(peer, LEADS_PATH, "leads").await
 }
 
-async fn yes_or_no(peer: &Peer, path: &str, what: &str) -> Result<bool, NodeError> {
+/// Which store that server uses.
+pub async fn ask_for_store(peer: &Peer) -> Result<StoreSeen, NodeError> {
+    ask(peer, STORE_PATH, "store").await
+}
+
+async fn ask<T: DeserializeOwned>(peer: &Peer, path: &str, what: &str) -> Result<T, NodeError> {
     let mut request = Request::new(full(""));
     // Constants and ids are words, so this is a path.
     *request.uri_mut() = path.parse().unwrap_or_default();

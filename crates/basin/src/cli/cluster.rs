@@ -9,7 +9,8 @@ use super::error::CliError;
 use super::out;
 use super::session::Session;
 use super::table::Sheet;
-use super::text::clean;
+use super::text::{clean, size};
+use crate::restore::RestoreArgs;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -92,14 +93,38 @@ fn formed(session: &Session, cluster: &Cluster, what: &str) -> Result<(), CliErr
 pub enum Command {
     /// Show who leads, where the state is kept, and how old it is here
     Show,
+    /// Save everything that the servers keep together, with its secrets, as one file
+    #[command(after_help = "Example:
+  basin cluster backup /backup/basin-$(date +%F)")]
+    Backup { file: PathBuf },
+    /// Begin anew from a backup, on this server, when the servers that keep the state are lost
+    Restore(RestoreArgs),
 }
 
 impl Command {
     pub async fn run(self, session: &Session) -> Result<(), CliError> {
-        let Command::Show = self;
-        let cluster = session.client.cluster().await?;
-        session.out.object(&cluster, |cluster| sheet(cluster).render())
+        match self {
+            Command::Show => {
+                let cluster = session.client.cluster().await?;
+                session.out.object(&cluster, |cluster| sheet(cluster).render())
+            }
+            Command::Backup { file } => {
+                let bytes = session.client.backup(&file).await?;
+                let saved = BackupSaved { file: file.display().to_string(), bytes };
+                session.out.object(&saved, |saved| {
+                    format!("saved as {} ({})\n", clean(&saved.file), size(saved.bytes))
+                })
+            }
+            // `main` runs it: there is no server that could be asked.
+            Command::Restore(_) => Err(CliError::failed("no server can restore itself", "")),
+        }
     }
+}
+
+#[derive(serde::Serialize)]
+struct BackupSaved {
+    file: String,
+    bytes: u64,
 }
 
 fn sheet(cluster: &Cluster) -> Sheet {

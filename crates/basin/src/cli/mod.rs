@@ -4,7 +4,7 @@
 //! script can do as well. One file a noun; a noun's commands are an enum whose
 //! `run` calls the client and hands the answer to [`out::Out`].
 
-mod cluster;
+pub mod cluster;
 mod datastore;
 mod error;
 mod events;

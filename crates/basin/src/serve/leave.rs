@@ -1,4 +1,5 @@
-//! A server that was removed from its cluster: how it finds out, and begins anew.
+//! A server that was removed from its cluster, or whose cluster was restored from a
+//! backup elsewhere: how it finds out, and begins anew.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use basin_controller::app::App;
 use basin_model::cluster::RemovedHost;
 use basin_model::host::Host;
 use basin_model::{HostId, keys};
-use basin_node::cluster::{ClusterDir, leave, no_member, shut_out};
+use basin_node::cluster::{ClusterDir, leave, newer_store, no_member, shut_out};
 use basin_node::etcd;
 use basin_node::pki::Credentials;
 use basin_store::{EtcdStore, Store, records};
@@ -62,9 +63,17 @@ impl Leaver {
                 () = tokio::time::sleep(ASK_EVERY) => {}
             }
             let lost = contact.borrow().lost.is_some();
-            if lost && shut_out(&self.dir, self.host, &credentials.material()).await && self.leave()
-            {
+            let material = credentials.material();
+            if lost && shut_out(&self.dir, self.host, &material).await && self.leave() {
                 return;
+            }
+            let config = self.dir.load().ok().flatten();
+            if lost
+                && let Some(config) = config
+                && newer_store(&self.dir, &config, self.host, &material).await.is_some()
+            {
+                // The next start follows it.
+                return self.again.notify_one();
             }
         }
     }

@@ -90,13 +90,20 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     let name = args.host_name()?;
 
     let stop = CancellationToken::new();
+    // Two daemons would finish what was begun twice. The node claims it again, for good.
+    let lock = basin_node::claim(&args.state_dir);
+    let lock = lock.map_err(|e| anyhow::anyhow!("{}\n{}", e.detail, e.advice))?;
     let opened = tokio::select! {
         opened = state::open(args, host, &name, &stop) => opened?,
         () = signals.wait() => return Ok(End::Stop),
     };
-    let Opened::Ready(store, member) = opened else {
-        stop.cancel();
-        return leave::begin_anew(args, host).await.map(|()| End::Again);
+    let (store, member) = match opened {
+        Opened::Ready(store, member) => (store, member),
+        Opened::Removed => {
+            stop.cancel();
+            return leave::begin_anew(args, host).await.map(|()| End::Again);
+        }
+        Opened::Again => return Ok(End::Again),
     };
     let https = args.listen.address().map(listen::bind_https).transpose()?;
     let port = https.as_ref().and_then(|l| l.local_addr().ok()).map(|a| a.port());
@@ -110,6 +117,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
     let member = member.map(|parts| Member::new(*parts, host, &inventory)).transpose()?;
 
     let peers = member.as_ref().map(|m| m.peers.clone());
+    drop(lock);
     let parts = engine::open(args, host, cluster::node_peers(peers.clone(), &inventory)).await?;
     let node = LocalNode::start(parts.node, store.clone(), parts.engine, parts.fabric)
         .await

@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use basin_controller::app::problems;
 use basin_controller::cluster::seat::{Seat, StoreContact};
 use basin_model::task::Problem;
-use basin_node::cluster::ClusterDir;
 use basin_node::cluster::attempt::{self, Failed};
 use basin_node::cluster::found::{self, Found};
 use basin_node::cluster::join::{self, Join};
-use basin_store::EtcdStore;
+use basin_node::cluster::{ClusterDir, StoreConfig};
+use basin_node::pki::Credentials;
+use basin_store::etcd::EtcdAdmin;
+use basin_store::{EtcdStore, StoreError};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -27,6 +30,7 @@ pub struct DaemonSeat {
     api_port: Option<u16>,
     again: Arc<Notify>,
     store: Option<Arc<EtcdStore>>,
+    credentials: Option<Credentials>,
     started: Instant,
     busy: AtomicBool,
 }
@@ -43,6 +47,7 @@ impl DaemonSeat {
             api_port,
             again,
             store: member.map(|m| m.store.clone()),
+            credentials: member.map(|m| m.credentials.clone()),
             started: Instant::now(),
             busy: AtomicBool::new(false),
         }
@@ -112,7 +117,47 @@ impl Seat for DaemonSeat {
         Some(StoreContact { asks: store.endpoint(), age, lost: contact.lost })
     }
 
+    async fn backup(&self) -> Result<std::fs::File, Problem> {
+        let current = ClusterDir::current(&self.state_dir);
+        let config = current.load().map_err(|e| unmade(&e))?;
+        let (Some(config), Some(credentials)) = (config, &self.credentials) else {
+            return Err(problems::no_cluster());
+        };
+        if let StoreConfig::External(_) = config.store {
+            return Err(problems::invalid(
+                "the state is in an etcd that Basin does not run: back that up by its own means \
+                 ('etcdctl snapshot save')",
+            ));
+        }
+        let options = config.etcd_options(&credentials.material());
+        let path = current.path().join(format!("backup-{}", Uuid::now_v7()));
+        let mut saved = Err(StoreError::Unavailable("it has no members".to_owned()));
+        // One that has just come may not have all yet, and says so.
+        for member in options.endpoints {
+            saved = match EtcdAdmin::new(&[member], options.tls.as_ref()) {
+                Ok(admin) => admin.snapshot(&path).await,
+                Err(error) => Err(error),
+            };
+            if saved.is_ok() {
+                break;
+            }
+        }
+        let file = std::fs::File::open(&path);
+        // Whoever has it open has it; nobody else is to find it.
+        let _ = std::fs::remove_file(&path);
+        saved.map_err(problems::store_unavailable)?;
+        file.map_err(|e| unmade(&e))
+    }
+
     fn api_port(&self) -> Option<u16> {
         self.api_port
+    }
+}
+
+fn unmade(why: &dyn std::fmt::Display) -> Problem {
+    Problem {
+        code: "state-unwritable".to_owned(),
+        detail: format!("The backup cannot be made: {why}."),
+        advice: "Check the state directory's file system.".to_owned(),
     }
 }

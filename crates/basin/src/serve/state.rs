@@ -12,14 +12,13 @@ use basin_model::cluster::ClusterRecord;
 use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
 use basin_node::cluster::attempt::{self, Failed, Intent};
-use basin_node::cluster::{ClusterConfig, ClusterDir, found, shut_out};
+use basin_node::cluster::{ClusterConfig, ClusterDir, attach, found, newer_store, shut_out};
 use basin_node::etcd::{Resident, Voters, voters};
 use basin_node::pki::Material;
 use basin_qemu::qemu::cgroup::Cgroups;
 use basin_store::{EtcdStore, SqliteStore, Store, StoreError, records};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::ServeArgs;
 
@@ -33,6 +32,8 @@ pub enum Opened {
     Ready(Arc<dyn Store>, Option<Box<MemberParts>>),
     /// The cluster has shut this server out.
     Removed,
+    /// The daemon is to start anew.
+    Again,
 }
 
 /// What makes a server one of a cluster.
@@ -116,6 +117,14 @@ async fn cluster(
     attempt::retire_single_store(&args.state_dir)
         .context("cannot put the single server's state aside")?;
     let material = dir.tls().load()?.context("this server's certificate is missing")?;
+    let config = match newer_store(&dir, &config, host, &material).await {
+        None => config,
+        Some(newer) => {
+            warn!("the cluster was restored from a backup elsewhere: this server follows");
+            let attached = attach(&dir, &config, host, newer).await;
+            attached.map_err(|e| anyhow::anyhow!("{}; {}", e.detail, e.advice))?
+        }
+    };
     let cgroup = Cgroups::open(&args.cgroup).ok().map(|groups| groups.service("etcd"));
     let resident = config.resident(host, &dir, cgroup, stop.clone());
     if let Some(resident) = &resident {
@@ -126,10 +135,10 @@ async fn cluster(
     info!("waiting for the cluster's store");
     let waited = tokio::select! {
         there = answer(&store, resident.is_some()) => there?,
-        () = removed(&dir, host, &material) => return Ok(Opened::Removed),
+        verdict = others_say(&dir, &config, host, &material) => return Ok(verdict),
     };
     let (record, voters) = waited;
-    is_ours(record, config.cluster)?;
+    is_ours(record, &config)?;
     attempt::tidy(&dir).context("cannot take away what was needed to form the cluster")?;
     let replace_after = args.replace_member_after;
     let store_of = store.clone();
@@ -168,20 +177,33 @@ async fn read(store: &EtcdStore, own: bool) -> Result<(Option<ClusterRecord>, Vo
     Ok((record.map(|r| r.value), voters))
 }
 
-/// Returns when another server says that this one was removed. Its etcd would not let
-/// this server in to read so itself.
-async fn removed(dir: &ClusterDir, host: HostId, material: &Material) {
+/// Returns when another server says that this one was removed, or that there is a newer
+/// store: etcd would not let this server in to read so itself.
+async fn others_say(
+    dir: &ClusterDir,
+    config: &ClusterConfig,
+    host: HostId,
+    material: &Material,
+) -> Opened {
     loop {
         tokio::time::sleep(ASK_EVERY).await;
         if shut_out(dir, host, material).await {
-            return;
+            return Opened::Removed;
+        }
+        if newer_store(dir, config, host, material).await.is_some() {
+            return Opened::Again;
         }
     }
 }
 
 /// An etcd that has lost its data begins anew, empty: nothing may be decided from that.
-fn is_ours(found: Option<ClusterRecord>, cluster: Uuid) -> anyhow::Result<()> {
+fn is_ours(found: Option<ClusterRecord>, config: &ClusterConfig) -> anyhow::Result<()> {
+    let cluster = config.cluster;
     match found {
+        Some(found) if found.id == cluster && found.epoch < config.epoch => bail!(
+            "etcd holds the state from before the cluster was restored from a backup: see that \
+             no etcd of that time runs on any server ('basin cluster restore' says how)"
+        ),
         Some(found) if found.id == cluster => Ok(()),
         Some(found) => bail!(
             "etcd holds the state of another cluster ({}) than this server's ({cluster})",
