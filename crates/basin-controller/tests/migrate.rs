@@ -424,6 +424,9 @@ async fn a_target_that_is_removed_is_waited_for_no_longer() {
     };
     tokio::time::timeout(Duration::from_secs(600), running).await.expect("it does not go on");
     assert!(pair.app.inventory().read().vms[&vm].value.migration.is_none());
+    pair.close().await;
+}
+
 /// QEMU refuses a post-copy at its target, in the middle of the move, if what serves the
 /// disks cannot wait for memory: so it is asked for before anything begins.
 #[tokio::test(start_paused = true)]
