@@ -51,6 +51,9 @@ pub enum HostState {
 pub struct StuckVm {
     pub vm: String,
     pub reasons: Vec<String>,
+    /// It is tried again by itself; otherwise somebody has to do something.
+    #[serde(default)]
+    pub waits: bool,
 }
 
 /// What a server's daemon found there.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use basin_api::task::{Task, TaskState};
+use basin_controller::cluster::drains;
 use basin_model::keys::{self, Kind};
 use basin_model::{BytesPerSecond, VmId};
 use basin_qemu::fake::{Fault, FaultPoint};
@@ -52,6 +53,7 @@ async fn nothing_is_held(pair: &Pair, vm: VmId, what: &str) {
 /// The world is one thread with a clock of its own: seconds of waiting cost none.
 async fn check_fault(point: FaultPoint, fault: Fault, with_disks: bool) {
     let what = format!("{fault:?} at {point:?}, with disks: {with_disks}");
+    eprintln!("{what}");
     let pair = Pair::open().await;
     let vm = pair.vm("a", if with_disks { "default" } else { "shared" }).await;
     let once = Once::watch(&pair, vm);
@@ -94,6 +96,11 @@ async fn check_faults(with_disks: bool) {
 #[tokio::test(start_paused = true)]
 async fn every_fault_at_every_point_leaves_it_running_once() {
     check_faults(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_at_every_point_leaves_it_running_once_with_its_disks() {
+    check_faults(true).await;
 }
 
 /// A VM that is on its way for as long as nobody ends it: it writes faster than the link.
@@ -231,5 +238,230 @@ async fn it_goes_back_and_forth_and_its_disks_along() {
     assert_eq!(pair.runs(vm), [false, false]);
     pair.must("POST", "/v1/vms/a/resume", None).await;
     pair.settled(vm).await;
+    pair.close().await;
+}
+
+/// Until the server is as the test wants it.
+async fn host_until(pair: &Pair, host: &str, done: impl Fn(&Value) -> bool) -> Value {
+    let begun = std::time::Instant::now();
+    loop {
+        let (_, shown) = pair.ask("GET", &format!("/v1/hosts/{host}"), None).await;
+        if done(&shown) {
+            return shown;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come so far: {shown}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_is_emptied_and_stays_empty() {
+    let pair = Pair::open().await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let duty = tokio::spawn(drains::keep(pair.app.clone(), stop.clone()));
+    // Everything begins on the one.
+    pair.ask("POST", "/v1/hosts/srv2/drain", None).await;
+    let mut moving = Vec::new();
+    for n in 0..5 {
+        moving.push(pair.vm(&format!("m{n}"), "shared").await);
+    }
+    let local = pair.vm("local", "default").await;
+    let off = pair.vm("off", "default").await;
+    pair.must("POST", "/v1/vms/off/power-off", None).await;
+    assert!(moving.iter().all(|vm| pair.owner(*vm) == 0));
+    pair.ask("DELETE", "/v1/hosts/srv2/drain", None).await;
+    pair.ask("POST", "/v1/hosts/srv1/drain", None).await;
+    // All but the one whose disk is only here; that one is named, with the reason.
+    let shown = host_until(&pair, "srv1", |host| {
+        host["committed"]["vms"] == 1 && host["stuck"].as_array().is_some_and(|s| s.len() == 1)
+    });
+    let shown = shown.await;
+    assert_eq!((&shown["state"], &shown["stuck"][0]["vm"]), (&json!("draining"), &json!("local")));
+    assert_eq!(shown["stuck"][0]["waits"], false);
+    assert!(shown["stuck"][0].to_string().contains("which only its server reaches"), "{shown}");
+    for vm in &moving {
+        pair.settled(*vm).await;
+        assert_eq!(pair.owner(*vm), 1);
+    }
+    // Told to, its disk moves along, to the datastore of the other with the most room.
+    let along = json!({"move_local_disks": true});
+    pair.ask("POST", "/v1/hosts/srv1/drain", Some(along)).await;
+    host_until(&pair, "srv1", |host| host["state"] == "drained").await;
+    pair.settled(local).await;
+    let (_, volume) = pair.ask("GET", "/v1/volumes/local-disk0", None).await;
+    assert_ne!(volume["datastore"]["name"], "default");
+    // What is off stays, and nothing comes back at the end.
+    pair.ask("DELETE", "/v1/hosts/srv1/drain", None).await;
+    host_until(&pair, "srv1", |host| host["state"] == "ready").await;
+    assert_eq!(pair.owner(off), 0);
+    assert!(moving.iter().all(|vm| pair.owner(*vm) == 1));
+    stop.cancel();
+    duty.await.unwrap();
+    pair.close().await;
+}
+
+/// How many moves are under way at once is limited, and each failed one is tried again.
+#[tokio::test(start_paused = true)]
+async fn a_drain_goes_on_after_a_failed_move_and_keeps_to_its_limits() {
+    let pair = Pair::open().await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let duty = tokio::spawn(drains::keep(pair.app.clone(), stop.clone()));
+    pair.ask("POST", "/v1/hosts/srv2/drain", None).await;
+    let mut vms = Vec::new();
+    for n in 0..4 {
+        vms.push(pair.vm(&format!("m{n}"), "shared").await);
+    }
+    pair.ask("DELETE", "/v1/hosts/srv2/drain", None).await;
+    pair.servers[1].machines.fail_next_launches(1, "the test wants it to fail");
+    let most = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (inventory, seen) = (pair.app.inventory().clone(), most.clone());
+    tokio::spawn(async move {
+        let mut changes = inventory.changes();
+        while changes.changed().await.is_ok() {
+            let snapshot = inventory.read();
+            let vms = snapshot.vms.values();
+            let moving = vms.filter(|vm| vm.value.migration.is_some()).count();
+            seen.fetch_max(moving, Ordering::SeqCst);
+        }
+    });
+    pair.ask("POST", "/v1/hosts/srv1/drain", None).await;
+    let again = |host: &Value| host["stuck"].to_string().contains("tried again in");
+    let waits = host_until(&pair, "srv1", again).await;
+    let stuck = waits["stuck"].as_array().unwrap();
+    assert!(stuck.len() == 1 && stuck[0]["waits"] == true, "{waits}");
+    assert!(waits.to_string().contains("the test wants it to fail"), "{waits}");
+    host_until(&pair, "srv1", |host| host["state"] == "drained").await;
+    for vm in vms {
+        pair.settled(vm).await;
+        assert_eq!(pair.owner(vm), 1);
+    }
+    let most = most.load(Ordering::SeqCst);
+    assert!((1..=2).contains(&most), "{most} at once");
+    stop.cancel();
+    duty.await.unwrap();
+    pair.close().await;
+}
+
+/// A daemon of either side dies while the guest moves, and the next one goes on.
+async fn check_restart(which: usize) {
+    let mut pair = Pair::open().await;
+    let (vm, task) = on_its_way(&pair).await;
+    let once = Once::watch(&pair, vm);
+    pair.restart(which).await;
+    pair.link.set_bandwidth(BytesPerSecond::mib(1024));
+    let task = pair.end(&task).await;
+    pair.settled(vm).await;
+    once.check("a daemon was restarted");
+    assert_eq!(task.state, TaskState::Done, "{:?}", task.problem);
+    assert_eq!(pair.owner(vm), 1);
+    pair.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_source_s_daemon_may_restart() {
+    check_restart(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_target_s_daemon_may_restart() {
+    check_restart(1).await;
+}
+
+/// Nobody knows whether the guest runs at a target that cannot be asked: its source stands
+/// still until the target answers, and then goes on.
+#[tokio::test(start_paused = true)]
+async fn a_target_that_cannot_be_asked_is_waited_for() {
+    let pair = Pair::open().await;
+    let vm = pair.vm("a", "shared").await;
+    let once = Once::watch(&pair, vm);
+    // The last state is on its way for ever.
+    pair.link.inject(FaultPoint::Sent, Fault::LinkCut);
+    let task = pair.begin("POST", "/v1/vms/a/migrate", Some(json!({"host": "srv2"}))).await;
+    let inventory = pair.app.inventory();
+    let announced = || inventory.read().vms[&vm].value.migration.is_some();
+    let guest = pair.servers[0].machines.guest(vm).unwrap();
+    while !(announced() && guest.state() == basin_qemu::MachineState::Switching) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    pair.known.silence(pair.servers[1].host, true);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(pair.runs(vm), [false, false]);
+    assert!(announced(), "it was taken back although its target was not asked");
+    let (_, shown) = pair.ask("GET", &format!("/v1/tasks/{}", task.id), None).await;
+    assert!(shown["message"].as_str().unwrap().contains("srv2"), "{shown}");
+    pair.known.silence(pair.servers[1].host, false);
+    let task = pair.end(&task).await;
+    assert_eq!(task.state, TaskState::Failed);
+    pair.settled(vm).await;
+    once.check("its target was silent");
+    assert_eq!(pair.runs(vm), [true, false]);
+    pair.close().await;
+}
+
+/// Somebody vouches that the target does not come back.
+#[tokio::test(start_paused = true)]
+async fn a_target_that_is_removed_is_waited_for_no_longer() {
+    let pair = Pair::open().await;
+    let vm = pair.vm("a", "shared").await;
+    pair.link.inject(FaultPoint::Sent, Fault::LinkCut);
+    let task = pair.begin("POST", "/v1/vms/a/migrate", Some(json!({"host": "srv2"}))).await;
+    let guest = pair.servers[0].machines.guest(vm).unwrap();
+    while guest.state() != basin_qemu::MachineState::Switching {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    pair.known.silence(pair.servers[1].host, true);
+    pair.servers[1].machines.reboot();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(pair.runs(vm), [false, false]);
+    let gone = TxnBuilder::new().delete(keys::host(pair.servers[1].host));
+    gone.commit(&*pair.store).await.unwrap();
+    let task = pair.end(&task).await;
+    assert_eq!(task.state, TaskState::Failed);
+    let running = async {
+        while pair.runs(vm) != [true, false] {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), running).await.expect("it does not go on");
+    assert!(pair.app.inventory().read().vms[&vm].value.migration.is_none());
+    pair.close().await;
+}
+
+/// QEMU refuses a post-copy at its target, in the middle of the move, if what serves the
+/// disks cannot wait for memory: so it is asked for before anything begins.
+#[tokio::test(start_paused = true)]
+async fn a_vm_with_disks_goes_by_postcopy_only_to_where_they_can_wait_for_memory() {
+    let pair = Pair::open().await;
+    let vm = pair.vm("a", "shared").await;
+    let at_once = json!({"postcopy": "at_once"});
+    let task = pair.begin("POST", "/v1/vms/a/migrate", Some(at_once.clone())).await;
+    let task = pair.end(&task).await;
+    assert_eq!(task.state, TaskState::Failed);
+    assert!(words(&task).contains("no post-copy: "), "{}", words(&task));
+    assert_eq!((pair.owner(vm), pair.runs(vm)), (0, [true, false]));
+    assert!(pair.servers[1].machines.guest(vm).is_none(), "nothing has begun");
+    nothing_is_held(&pair, vm, "refused").await;
+    // Where it is only a last resort, the move does without.
+    pair.link.set_bandwidth(BytesPerSecond::mib(1));
+    let fallback = json!({"postcopy": "fallback"});
+    let task = pair.begin("POST", "/v1/vms/a/migrate", Some(fallback)).await;
+    loop {
+        let (_, shown) = pair.ask("GET", &format!("/v1/tasks/{}", task.id), None).await;
+        let message = shown["message"].as_str().unwrap();
+        assert_eq!(shown["state"], "running", "{shown}");
+        if message.contains("left") {
+            assert!(message.contains("; no post-copy: "), "{message}");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    pair.link.set_bandwidth(BytesPerSecond::mib(1000));
+    assert_eq!(pair.end(&task).await.state, TaskState::Done);
+    pair.settled(vm).await;
+    // Back to a server whose disks can.
+    pair.servers[0].disks.allow_postcopy();
+    pair.must("POST", "/v1/vms/a/migrate", Some(at_once)).await;
+    pair.settled(vm).await;
+    assert_eq!(pair.owner(vm), 0);
     pair.close().await;
 }

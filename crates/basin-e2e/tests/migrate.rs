@@ -4,9 +4,11 @@
 #[path = "migrate/scene.rs"]
 mod scene;
 
-use basin_api::vm::{Machine, State, Vm};
+use basin_api::image::ImageKind;
+use basin_api::vm::{Boot, DiskChoice, Machine, State, Vm};
 use basin_api::volume::Volume;
-use basin_e2e::Guest;
+use basin_e2e::images::add_kernel_words;
+use basin_e2e::{Guest, images};
 use scene::{busy, cluster, collector, disk, nothing_left};
 
 fn moves(machine: Machine, stores: &[&str], storage: &[Option<&str>]) {
@@ -66,4 +68,58 @@ fn one_disk_stays_and_one_moves() {
 #[test]
 fn a_microvm_moves() {
     moves(Machine::Microvm, &["shared"], &[None, None]);
+}
+
+/// A guest that rewrites memory and checks it, page by page; moved there and back.
+fn dirty_moves(rate: u32) {
+    let cluster = cluster(2);
+    let collector = collector(&cluster);
+    let first = &cluster.servers[0];
+    let mut vm = first.micro("mover", Machine::Q35);
+    vm.disks = vec![disk("shared")];
+    add_kernel_words(&mut vm, &format!("micro.run=dirty,rate={rate},mib=32"));
+    let mut busy = busy(first, vm, &collector);
+    for _ in 0..2 {
+        let target = if busy.on() == "srv1" { "srv2" } else { "srv1" };
+        first.cli(&["vm", "migrate", "mover", "--to", target]).ok();
+        assert_eq!(busy.on(), target);
+        let passes = busy.guest.log().matches("dirty: pass").count();
+        busy.guest.wait_log("dirty: pass", passes + 2);
+    }
+    let log = busy.guest.log();
+    assert!(!log.contains("FAILED"), "{log}");
+    assert_eq!(collector.report().ran_twice, None);
+    busy.console = Guest::console(&cluster.servers[1].guest("mover"));
+    busy.console.run(":");
+    busy.check_disks();
+}
+
+#[test]
+fn memory_that_changes_all_the_time_arrives_as_it_is() {
+    dirty_moves(60);
+}
+
+/// With a disk that reads through to an image, and firmware with variables of its own.
+#[test]
+fn a_whole_system_under_uefi_moves() {
+    let cluster = cluster(2);
+    let first = &cluster.servers[0];
+    first.import("debian", ImageKind::Disk, &images::debian_disk());
+    let mut vm = first.debian("deb", Boot::Uefi, "");
+    vm.cloud_init = None;
+    if let DiskChoice::New { datastore, .. } = &mut vm.disks[0].disk {
+        *datastore = Some("shared".to_owned());
+    }
+    let guest = first.create(&vm);
+    guest.start();
+    guest.console().expect("login:");
+    let from = guest.vm().status.host.and_then(|h| h.name);
+    let to = if from.as_deref() == Some("srv1") { "srv2" } else { "srv1" };
+    first.cli(&["vm", "migrate", "deb", "--to", to]).ok();
+    // It answers on its console, and reads what it has not read yet.
+    let mut console = guest.console();
+    console.send("nobody");
+    console.expect("Password:");
+    assert_eq!(guest.state(), State::Running);
+    guest.power_off();
 }

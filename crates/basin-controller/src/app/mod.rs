@@ -9,6 +9,7 @@ pub mod baseline;
 pub mod bootstrap;
 pub mod cluster;
 pub mod datastores;
+pub mod drains;
 pub mod holds;
 pub mod hosts;
 pub mod images;

@@ -30,8 +30,8 @@ impl App {
     /// Asks all servers, for no longer than figures are worth.
     pub async fn facts(&self) -> Facts {
         let (usages, capacities) = tokio::join!(self.nodes().usages(), self.capacities());
-        let mut facts = Facts::default();
-        facts.free = capacities.into_iter().map(|(id, c)| (id, c.free)).collect();
+        let free = capacities.into_iter().map(|(id, c)| (id, c.free)).collect();
+        let mut facts = Facts { free, ..Facts::default() };
         for (host, usage) in usages {
             match usage {
                 Ok(usage) => {

@@ -29,8 +29,14 @@ pub struct Nodes {
     local: HostId,
     node: Arc<dyn NodeApi>,
     others: Option<Others>,
-    /// Others in this process.
-    beside: Arc<BTreeMap<HostId, Arc<dyn NodeApi>>>,
+    together: Option<Together>,
+}
+
+/// All in one process.
+#[derive(Clone)]
+struct Together {
+    hosts: Vec<HostId>,
+    nodes: Arc<dyn basin_node::Peers>,
 }
 
 #[derive(Clone)]
@@ -42,7 +48,7 @@ struct Others {
 impl Nodes {
     /// One server that belongs to no cluster.
     pub fn single(local: HostId, node: Arc<dyn NodeApi>) -> Nodes {
-        Nodes { local, node, others: None, beside: Arc::default() }
+        Nodes { local, node, others: None, together: None }
     }
 
     /// A cluster's servers, as seen from this one.
@@ -55,13 +61,15 @@ impl Nodes {
         Nodes { others: Some(Others { peers, inventory }), ..Nodes::single(local, node) }
     }
 
-    /// Several servers in one process, for tests and simulations.
+    /// Several servers in one process, for tests and simulations. One that is not found
+    /// does not answer.
     pub fn together(
         local: HostId,
         node: Arc<dyn NodeApi>,
-        beside: BTreeMap<HostId, Arc<dyn NodeApi>>,
+        hosts: Vec<HostId>,
+        nodes: Arc<dyn basin_node::Peers>,
     ) -> Nodes {
-        Nodes { beside: Arc::new(beside), ..Nodes::single(local, node) }
+        Nodes { together: Some(Together { hosts, nodes }), ..Nodes::single(local, node) }
     }
 
     /// The server that this process runs on.
@@ -71,11 +79,12 @@ impl Nodes {
 
     /// The server's node. Whether it can be reached is seen when it is asked.
     pub fn get(&self, host: HostId) -> Result<Arc<dyn NodeApi>, Problem> {
+        if let Some(together) = &self.together {
+            let silent = || problems::silent(&self.name(host), FIGURES_WITHIN);
+            return together.nodes.get(host).ok_or_else(silent);
+        }
         if host == self.local {
             return Ok(self.node.clone());
-        }
-        if let Some(node) = self.beside.get(&host) {
-            return Ok(node.clone());
         }
         Ok(Arc::new(RemoteNode::new(self.peer(host)?)))
     }
@@ -94,7 +103,10 @@ impl Nodes {
     /// Every server there is.
     pub fn all(&self) -> Vec<HostId> {
         match &self.others {
-            None => std::iter::once(self.local).chain(self.beside.keys().copied()).collect(),
+            None => match &self.together {
+                None => vec![self.local],
+                Some(together) => together.hosts.clone(),
+            },
             Some(others) => others.inventory.read().hosts.keys().copied().collect(),
         }
     }

@@ -59,9 +59,8 @@ pub fn status(code: &str) -> (u16, &'static str) {
         "no-cluster" | "etcd-in-use" | "cluster-unfinished" => (409, "Not in this state"),
         "no-leader" => (503, "No server leads the cluster"),
         "store-unavailable" => (503, "The state store is not available"),
-        "host-unreachable" | "host-untrusted" | "host-garbled" | "host-too-old" => {
-            (503, "Another server cannot be asked")
-        }
+        "host-unreachable" | "host-untrusted" | "host-garbled" | "host-too-old"
+        | "host-starting" => (503, "Another server cannot be asked"),
         "host-no-address" => (409, "Not in this state"),
         "host-removed" => (403, "Not allowed"),
         "forward-loop" => (503, "The servers do not agree on who is to do it"),

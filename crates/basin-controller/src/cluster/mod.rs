@@ -1,6 +1,7 @@
 //! What makes several servers one: who leads, who is alive.
 
 pub mod alive;
+pub mod drains;
 pub mod duty;
 pub mod leader;
 mod lease;

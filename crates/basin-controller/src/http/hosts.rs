@@ -30,11 +30,12 @@ pub fn routes() -> OpenApiRouter<Context> {
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
     responses((status = 200, body = List<Host>), (status = "default", body = Problem)))]
 async fn list(_: Allow<View>, State(context): State<Context>) -> Answer<List<Host>> {
-    let usages = context.app.nodes().usages().await;
+    let (usages, stuck) = tokio::join!(context.app.nodes().usages(), context.app.stuck());
     let snapshot = context.app.inventory().read();
     let baselines = baseline::of(&snapshot);
     let shown = snapshot.hosts.values().map(|record| {
         let mut host = convert::host::host(record, &snapshot, &baselines);
+        host.stuck = convert::host::stuck(record.value.id, &stuck);
         if let Some(usage) = usages.get(&record.value.id) {
             convert::usage::of_host(&mut host, usage);
         }
@@ -58,7 +59,9 @@ async fn show(
         let record = snapshot.host(&reference)?;
         (convert::host::host(record, &snapshot, &baseline::of(&snapshot)), record.value.id)
     };
-    convert::usage::of_host(&mut host, &context.app.nodes().usage(id).await);
+    let (usage, stuck) = tokio::join!(context.app.nodes().usage(id), context.app.stuck());
+    host.stuck = convert::host::stuck(id, &stuck);
+    convert::usage::of_host(&mut host, &usage);
     let revision = host.meta.revision;
     Ok(Tagged(host, revision))
 }

@@ -54,18 +54,37 @@ pub struct Pair {
     pub link: FakeLink,
     pub servers: [Remains; 2],
     pub nodes: [Arc<LocalNode>; 2],
+    pub known: Known,
     pub dir: TempDir,
     router: Router,
 }
 
 /// How the nodes find each other.
 #[derive(Clone, Default)]
-pub struct Known(Arc<Mutex<BTreeMap<HostId, Weak<LocalNode>>>>);
+pub struct Known(Arc<Mutex<BTreeMap<HostId, Node>>>);
+
+#[derive(Default)]
+struct Node {
+    node: Weak<LocalNode>,
+    silent: bool,
+}
 
 impl Peers for Known {
     fn get(&self, host: HostId) -> Option<Arc<dyn NodeApi>> {
-        let node = self.0.lock().unwrap().get(&host)?.upgrade()?;
+        let known = self.0.lock().unwrap();
+        let node = known.get(&host).filter(|node| !node.silent)?.node.upgrade()?;
         Some(node)
+    }
+}
+
+impl Known {
+    /// Whether nobody reaches the server.
+    pub fn silence(&self, host: HostId, silent: bool) {
+        self.0.lock().unwrap().entry(host).or_default().silent = silent;
+    }
+
+    fn set(&self, host: HostId, node: &Arc<LocalNode>) {
+        self.0.lock().unwrap().entry(host).or_default().node = Arc::downgrade(node);
     }
 }
 
@@ -99,7 +118,7 @@ impl Remains {
         let nothing = PathBuf::new;
         let fabric = NbdFabric { listen, ca: nothing(), cert: nothing(), key: nothing() };
         self.disks.fabric(Some(&fabric)).await.unwrap();
-        known.0.lock().unwrap().insert(self.host, Arc::downgrade(&node));
+        known.set(self.host, &node);
         node
     }
 
@@ -141,15 +160,14 @@ impl Pair {
         let state_dir = servers[0].dir.join("s");
         bootstrap::ensure_defaults(&*store, servers[0].host, &state_dir, &*first).await.unwrap();
         let inventory = Inventory::open(store.clone()).await.unwrap();
-        let other: Arc<dyn NodeApi> = second.clone();
-        let beside = BTreeMap::from([(servers[1].host, other)]);
-        let nodes = Nodes::together(servers[0].host, first.clone(), beside);
+        let hosts = servers.iter().map(|server| server.host).collect();
+        let nodes = Nodes::together(servers[0].host, first.clone(), hosts, Arc::new(known.clone()));
         let services = Arc::new(Services { store: store.clone(), inventory, nodes });
         let flows = Workflows::new(store.clone(), services.clone(), workflows::registry());
         let app = Arc::new(App::new(services, flows));
         let router = router(Context::new(app.clone(), Arc::new(Administrators)));
         let router = router.layer(Extension(FromLocalRoot));
-        let pair = Pair { app, store, link, servers, nodes: [first, second], dir, router };
+        let pair = Pair { app, store, link, servers, nodes: [first, second], known, dir, router };
         pair.add_datastores().await;
         pair
     }
@@ -211,10 +229,13 @@ impl Pair {
                 !moves && host == Some(self.servers[self.owner(vm)].host)
             };
             let other = &self.servers[1 - self.owner(vm)];
-            let empty = other.machines.running().is_empty()
-                && other.disks.exports().is_empty()
-                && other.disks.grants().await.unwrap().is_empty()
-                && other.fabric.taps().is_empty();
+            let spec = self.app.inventory().read().vms[&vm].value.spec.clone();
+            let its = |volume| spec.disks.iter().any(|disk| disk.volume == volume);
+            let grants = other.disks.grants().await.unwrap();
+            let empty = other.machines.guest(vm).is_none()
+                && !other.disks.exports().iter().any(|export| its(export.volume))
+                && !grants.iter().any(|grant| its(grant.grant.volume))
+                && !spec.nics.iter().any(|nic| other.fabric.taps().contains_key(&nic.id));
             if there && empty && self.servers[self.owner(vm)].runs(vm) {
                 return;
             }
@@ -266,6 +287,13 @@ impl Pair {
         let task = self.end(&task).await;
         assert_eq!(task.state, TaskState::Done, "{method} {path}: {:?}", task.problem);
         task
+    }
+
+    /// The server's daemon dies, and the next one begins.
+    pub async fn restart(&mut self, which: usize) {
+        self.nodes[which].shutdown().await;
+        let server = self.servers[which].clone();
+        self.nodes[which] = server.start(self.store.clone(), &self.known).await;
     }
 
     pub async fn close(self) {

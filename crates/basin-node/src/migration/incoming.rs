@@ -123,8 +123,13 @@ impl Coming {
             let incoming =
                 Incoming { hardware: hardware.clone(), key: key.clone(), channel: *channel };
             let machine = parts.launch_incoming(&arriving, &incoming).await?;
-            let listens = machine.listen(address).await.map_err(|e| node_error(&e))?;
-            Ok((machine, Prepared { address: listens, disks }))
+            match machine.listen(address).await {
+                Ok(listens) => Ok((machine, Prepared { address: listens, disks })),
+                Err(error) => {
+                    machine.kill().await.map_err(|e| node_error(&e))?;
+                    Err(node_error(&error))
+                }
+            }
         };
         let made: Answer<_> = made.await;
         if made.is_err()

@@ -25,6 +25,7 @@ use basin_model::vm::Vm;
 use basin_model::{HostId, TaskId, VmId, keys};
 use basin_qemu::{Hardware, Machine};
 use basin_store::records;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -52,6 +53,8 @@ struct Inner {
     vms: Vms,
     coming: Mutex<BTreeMap<VmId, Arc<Coming>>>,
     going: Mutex<BTreeMap<VmId, Arc<Going>>>,
+    /// What an earlier daemon left has been taken over.
+    adopted: watch::Sender<bool>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -70,11 +73,33 @@ impl Migrations {
         tasks: TaskTracker,
     ) -> Migrations {
         let (coming, going) = Default::default();
-        Migrations(Arc::new(Inner { host, parts, machines, vms, coming, going, stop, tasks }))
+        let adopted = watch::Sender::new(false);
+        let inner = Inner { host, parts, machines, vms, coming, going, adopted, stop, tasks };
+        Migrations(Arc::new(inner))
+    }
+
+    /// Everything that an earlier daemon left has been taken over.
+    pub fn all_adopted(&self) {
+        self.0.adopted.send_replace(true);
+    }
+
+    /// Nothing is answered about machines before it is known which there are: "it is dead"
+    /// would be said of one that waits for its guest.
+    async fn await_adopted(&self) -> Answer<()> {
+        let mut adopted = self.0.adopted.subscribe();
+        let known = tokio::time::timeout(SEEN_WITHIN, adopted.wait_for(|all| *all)).await;
+        match known {
+            Ok(Ok(_)) => Ok(()),
+            _ => {
+                let detail = "this server's daemon does not know yet what runs here".to_owned();
+                Err(problem("host-starting", detail, "see whether it reaches the store").into())
+            }
+        }
     }
 
     /// What the guest of a VM that runs here has in its hands.
-    pub fn hardware(&self, vm: VmId) -> Answer<Hardware> {
+    pub async fn hardware(&self, vm: VmId) -> Answer<Hardware> {
+        self.await_adopted().await?;
         let machine = self.0.machines.get(vm).ok_or_else(|| not_running(vm))?;
         Ok(machine.hardware())
     }
@@ -82,6 +107,7 @@ impl Migrations {
     // The target.
 
     pub async fn prepare(&self, prepare: &Prepare) -> Answer<Prepared> {
+        self.await_adopted().await?;
         let migration = prepare.vm.migration.clone().filter(|m| m.to == self.0.host);
         let Some(migration) = migration else {
             let detail = format!("VM {} is not on its way to this server", prepare.vm.id);
@@ -96,7 +122,13 @@ impl Migrations {
             }
             entry.clone()
         };
-        coming.prepare(self, prepare).await
+        // To its end, also when whoever asked is gone: half of a machine is nobody's.
+        let (migrations, prepare) = (self.clone(), prepare.clone());
+        let work = async move { coming.prepare(&migrations, &prepare).await };
+        self.0.tasks.spawn(work).await.unwrap_or_else(|error| {
+            let detail = format!("preparing for the guest broke down: {error}");
+            Err(problem("internal-error", detail, "see the daemon's log").into())
+        })
     }
 
     /// A machine that waits for a guest, or has received one, was found at the start.
@@ -110,6 +142,7 @@ impl Migrations {
     }
 
     pub async fn abort(&self, vm: VmId, task: TaskId) -> Answer<Aborted> {
+        self.await_adopted().await?;
         let found = lock(&self.0.coming).get(&vm).filter(|c| c.task == task).cloned();
         let coming = match found {
             Some(coming) => coming,
@@ -150,6 +183,7 @@ impl Migrations {
     // The source.
 
     pub async fn begin(&self, begin: &Begin) -> Answer<()> {
+        self.await_adopted().await?;
         if self.going(begin.vm, begin.task).is_some_and(|going| !going.is_over()) {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use basin_model::{Bytes, BytesPerSecond, Generation, TaskId, VolumeId};
 use basin_qemu::migrate::{
     Drive, DriveError, MigrationPhase, Moved, Outgoing, Pilot, Policy, Progress,
 };
-use basin_qemu::{EngineError, Machine};
+use basin_qemu::{EngineError, Machine, MachineState};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ use super::{Answer, Migrations};
 use crate::api::NodeError;
 use crate::disks::Disks;
 use crate::problem::{node_error, problem};
+use crate::vms::Vms;
 
 /// How often disks that are copied are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -68,6 +69,7 @@ impl Going {
             generation: placement.generation,
             machine,
             disks: inner.parts.disks.clone(),
+            vms: inner.vms.clone(),
             leaving,
             begin: begin.clone(),
             policy: policy(&begin.policy),
@@ -97,6 +99,7 @@ struct Driver {
     generation: Generation,
     machine: Arc<dyn Machine>,
     disks: Arc<dyn Disks>,
+    vms: Vms,
     leaving: Vec<Leaving>,
     begin: Begin,
     policy: Policy,
@@ -117,9 +120,13 @@ fn stay(why: impl std::fmt::Display) -> Stay {
 impl Driver {
     async fn run(self) {
         tracing::info!(vm = self.name, "the guest begins to move");
-        let mut stage = match self.copy_disks().await {
-            Ok(()) => self.move_guest().await,
-            Err(Stay { cancelled, why }) => Stage::Stayed { cancelled, why },
+        let mut stage = match self.has_gone().await {
+            // An earlier daemon brought it to its end; the disks are the target's.
+            true => self.move_guest().await,
+            false => match self.copy_disks().await {
+                Ok(()) => self.move_guest().await,
+                Err(Stay { cancelled, why }) => Stage::Stayed { cancelled, why },
+            },
         };
         if let Stage::Stayed { .. } = stage
             && let Err(error) = take_back(&*self.disks, &self.leaving).await
@@ -128,7 +135,32 @@ impl Driver {
             stage = Stage::Unclear { why: format!("a disk cannot be taken back: {error}") };
         }
         tracing::info!(vm = self.name, ?stage, "the move is over at its source");
+        let stands_still = matches!(stage, Stage::Unclear { .. });
         self.report.send_modify(|report| report.stage = stage);
+        // After post-copy it may have memory that nobody else has.
+        if stands_still && !self.begin.channel.postcopy {
+            self.end_once_claimed().await;
+        }
+    }
+
+    /// A machine that does not know whether its guest has gone is of no use once another
+    /// server has claimed the VM.
+    async fn end_once_claimed(&self) {
+        let mut changes = self.vms.changes();
+        loop {
+            changes.borrow_and_update();
+            let Some(vm) = self.vms.get(self.begin.vm) else { return };
+            let claimed = vm.placement.is_some_and(|p| p.generation > self.generation);
+            if claimed {
+                if let Err(error) = self.machine.kill().await {
+                    tracing::warn!(vm = self.name, %error, "what a guest has left stays");
+                }
+                return;
+            }
+            if vm.migration.is_none() || changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     fn mirrored(&self) -> impl Iterator<Item = VolumeId> + '_ {
@@ -194,12 +226,18 @@ impl Driver {
         status.is_ok_and(|s| !matches!(s.phase, MigrationPhase::None) && !s.phase.is_over())
     }
 
+    /// An earlier daemon brought it to its end. (The phase does not tell: a machine whose
+    /// guest once came from elsewhere has completed that.)
+    async fn has_gone(&self) -> bool {
+        matches!(self.machine.state().await, Ok(MachineState::Migrated))
+    }
+
     async fn move_guest(&self) -> Stage {
         self.report.send_modify(|report| {
             report.stage = Stage::Memory;
             report.remaining_time = None;
         });
-        if !self.has_begun().await {
+        if !self.has_begun().await && !self.has_gone().await {
             let outgoing = Outgoing {
                 to: self.begin.prepared.address,
                 key: self.begin.key.clone(),

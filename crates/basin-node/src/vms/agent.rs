@@ -171,6 +171,9 @@ impl Agent {
             let hold = machines.remove(&id).map(|a| Hold::new(a.machine, a.generation, 0));
             self.spawn(id, all.get(&id).cloned(), hold, found.rebooted, first.clone());
         }
+        if let Some(migrations) = &self.migrations {
+            migrations.all_adopted();
+        }
     }
 
     fn is_here(&self, vm: &Vm) -> bool {
@@ -211,6 +214,9 @@ impl Agent {
         rebooted: bool,
         first: Option<mpsc::Sender<()>>,
     ) {
+        if let Some(hold) = &hold {
+            self.machines.set(id, Some((hold.machine.clone(), hold.generation)));
+        }
         let (sender, desired) = watch::channel(vm);
         let (parts, machines) = (self.parts.clone(), self.machines.clone());
         let actor =

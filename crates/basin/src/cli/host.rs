@@ -80,7 +80,13 @@ async fn drain(
     let how = DrainRequest { move_local_disks };
     let mut host = session.client.drain_host(which, &how).await?;
     while !no_wait && host.state == HostState::Draining && !settled(&host) {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = tokio::signal::ctrl_c() => return Err(CliError::Interrupted(format!(
+                "The drain goes on without you.\n  \
+                 see how far it is: basin host show {which}\n  end it: basin host undrain {which}"
+            ))),
+        }
         host = session.client.get::<Host>(&host.meta.id).await?;
     }
     match host.state {
@@ -102,9 +108,10 @@ async fn drain(
     }
 }
 
-/// Whether all that is left is stuck.
+/// Whether all that is left is stuck, and nothing of it goes away by itself.
 fn settled(host: &Host) -> bool {
-    !host.stuck.is_empty() && host.stuck.len() as u32 >= host.committed.vms
+    let stuck = host.stuck.iter().filter(|stuck| !stuck.waits).count();
+    stuck > 0 && stuck as u32 >= host.committed.vms
 }
 
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
@@ -149,7 +156,8 @@ impl View for Host {
         let committed = &self.committed;
         sheet.pair("State", state(self)).some("Address", self.address.as_deref());
         for stuck in &self.stuck {
-            sheet.pair("Cannot leave", format!("{}: {}", stuck.vm, stuck.reasons.join("; ")));
+            let what = if stuck.waits { "Leaves later" } else { "Cannot leave" };
+            sheet.pair(what, format!("{}: {}", stuck.vm, stuck.reasons.join("; ")));
         }
         sheet.pair(
             "Committed",

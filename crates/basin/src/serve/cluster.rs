@@ -12,7 +12,7 @@ use basin_controller::app::inventory::Inventory;
 use basin_controller::app::nodes;
 use basin_controller::cluster::leader::{self, Leadership};
 use basin_controller::cluster::voters::Voters;
-use basin_controller::cluster::{alive, duty};
+use basin_controller::cluster::{alive, drains, duty};
 use basin_model::HostId;
 use basin_model::task::Problem;
 use basin_node::cluster::follow::Follower;
@@ -73,6 +73,7 @@ impl Member {
         tasks.spawn(alive::announce(store.clone(), host, stop.clone()));
         let workflows = app.workflows.clone();
         tasks.spawn(duty::serve(app.leadership.clone(), workflows, stop.clone()));
+        tasks.spawn(drains::keep(app.clone(), stop.clone()));
         if let Some(resident) = parts.resident {
             let (trouble, troubled) = watch::channel(None);
             node.watch_trouble("etcd", troubled);

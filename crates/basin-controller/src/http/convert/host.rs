@@ -1,6 +1,6 @@
 //! Servers.
 
-use basin_api::host::{Committed, Condition, Host, HostState, HostStatus};
+use basin_api::host::{Committed, Condition, Host, HostState, HostStatus, StuckVm};
 use basin_model::host as model;
 use basin_model::vm::Vm;
 use basin_model::{Bytes, HostId};
@@ -9,6 +9,7 @@ use basin_store::records::Versioned;
 
 use super::meta;
 use crate::app::baseline;
+use crate::app::drains::Stuck;
 use crate::app::inventory::Snapshot;
 use crate::app::vm_power::is_silent;
 use crate::app::vms::committed_memory;
@@ -29,6 +30,17 @@ pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot, baselines: &[B
         draining_since: host.drain.map(|drain| drain.since.to_string()),
         stuck: Vec::new(),
     }
+}
+
+/// The VMs that do not leave a server.
+pub fn stuck(host: HostId, all: &[Stuck]) -> Vec<StuckVm> {
+    let there = all.iter().filter(|stuck| stuck.on == host);
+    let shown = |stuck: &Stuck| StuckVm {
+        vm: stuck.vm.clone(),
+        reasons: stuck.reasons.clone(),
+        waits: stuck.passes,
+    };
+    there.map(shown).collect()
 }
 
 fn state(host: &model::Host, snapshot: &Snapshot) -> HostState {

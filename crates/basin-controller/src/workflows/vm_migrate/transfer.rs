@@ -56,7 +56,7 @@ impl VmMigrate {
         loop {
             changes.borrow_and_update();
             match self.seen_standing(cx) {
-                Standing::Claimed => return Ok(()),
+                Standing::Claimed => return self.follow(cx).await,
                 Standing::NotUnderWay => {
                     return Err(problems::broken("somebody else has taken the move back"));
                 }
@@ -78,6 +78,30 @@ impl VmMigrate {
         self.standing(snapshot.vms.get(&self.id()).map(|vm| &vm.value), cx.task)
     }
 
+    /// The guest runs there. After post-copy its source still has a part of its memory, and
+    /// the connection may have to be mended: for as long as the source says so.
+    async fn follow(&self, cx: &StepContext<Services>) -> Result<(), Problem> {
+        if !self.agreed.as_ref().is_some_and(|agreed| agreed.channel.postcopy) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let mut watch = Watch { answered: now, moved: None, cancel_sent: false, mended: None };
+        while watch.answered.elapsed() < SILENT_FOR {
+            if let Ok(report) = self.ask_source(cx).await {
+                watch.answered = Instant::now();
+                match report.stage {
+                    // The claim may be quicker than the source's own look.
+                    Stage::Memory | Stage::Switching | Stage::Postcopy => {}
+                    Stage::PostcopyBroken => self.mend(&mut watch, cx).await,
+                    _ => return Ok(()),
+                }
+                cx.progress(1.0, words::words(&report));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
     /// One look at the source, and what follows from it.
     async fn look(&self, watch: &mut Watch, cx: &StepContext<Services>) -> Option<Over> {
         let cancelled = cx.cancel.is_cancelled();
@@ -90,7 +114,9 @@ impl VmMigrate {
         };
         watch.answered = Instant::now();
         if report.stage != Stage::Unknown {
-            cx.progress(words::fraction(&report, self.vm.spec.memory), words::words(&report));
+            let without = self.agreed.as_ref().map_or(&[][..], |agreed| &agreed.without);
+            let words = words::with(words::words(&report), without);
+            cx.progress(words::fraction(&report, self.vm.spec.memory), words);
         }
         if !matches!(report.stage, Stage::Moved { .. }) {
             watch.moved = None;
@@ -206,7 +232,7 @@ impl VmMigrate {
             tokio::pin!(pause);
             loop {
                 if self.seen_standing(cx) == Standing::Claimed {
-                    return Ok(());
+                    return self.follow(cx).await;
                 }
                 tokio::select! {
                     Ok(()) = changes.changed() => {}
@@ -254,6 +280,11 @@ impl VmMigrate {
 fn is_unreachable(problem: &Problem) -> bool {
     matches!(
         problem.code.as_str(),
-        "host-unreachable" | "host-untrusted" | "host-garbled" | "shutting-down" | "timeout"
+        "host-unreachable"
+            | "host-untrusted"
+            | "host-garbled"
+            | "host-starting"
+            | "shutting-down"
+            | "timeout"
     )
 }
