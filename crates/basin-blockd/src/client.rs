@@ -40,6 +40,8 @@ impl ClientError {
 pub struct Hello {
     pub version: String,
     pub pid: u32,
+    /// It can serve a guest whose memory still arrives.
+    pub postcopy: bool,
 }
 
 /// A connection. Requests are answered one after the other; after
@@ -84,7 +86,7 @@ impl Client {
 
     pub async fn hello(&mut self) -> Result<Hello, ClientError> {
         match self.ask(&Request::Hello).await? {
-            Reply::Hello { version, pid } => Ok(Hello { version, pid }),
+            Reply::Hello { version, pid, postcopy } => Ok(Hello { version, pid, postcopy }),
             other => Err(ClientError::Unexpected(format!("{other:?}"))),
         }
     }

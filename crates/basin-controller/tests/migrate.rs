@@ -450,3 +450,42 @@ async fn a_target_that_is_removed_is_waited_for_no_longer() {
     assert!(pair.app.inventory().read().vms[&vm].value.migration.is_none());
     pair.close().await;
 }
+
+/// QEMU refuses a post-copy at its target, in the middle of the move, if what serves the
+/// disks cannot wait for memory: so it is asked for before anything begins.
+#[tokio::test(start_paused = true)]
+async fn a_vm_with_disks_goes_by_postcopy_only_to_where_they_can_wait_for_memory() {
+    let pair = Pair::open().await;
+    let vm = pair.vm("a", "shared").await;
+    let at_once = json!({"postcopy": "at_once"});
+    let task = pair.begin("POST", "/v1/vms/a/migrate", Some(at_once.clone())).await;
+    let task = pair.end(&task).await;
+    assert_eq!(task.state, TaskState::Failed);
+    assert!(words(&task).contains("no post-copy: "), "{}", words(&task));
+    assert_eq!((pair.owner(vm), pair.runs(vm)), (0, [true, false]));
+    assert!(pair.servers[1].machines.guest(vm).is_none(), "nothing has begun");
+    nothing_is_held(&pair, vm, "refused").await;
+    // Where it is only a last resort, the move does without.
+    pair.link.set_bandwidth(BytesPerSecond::mib(1));
+    let fallback = json!({"postcopy": "fallback"});
+    let task = pair.begin("POST", "/v1/vms/a/migrate", Some(fallback)).await;
+    loop {
+        let (_, shown) = pair.ask("GET", &format!("/v1/tasks/{}", task.id), None).await;
+        let message = shown["message"].as_str().unwrap();
+        assert_eq!(shown["state"], "running", "{shown}");
+        if message.contains("left") {
+            assert!(message.contains("; no post-copy: "), "{message}");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    pair.link.set_bandwidth(BytesPerSecond::mib(1000));
+    assert_eq!(pair.end(&task).await.state, TaskState::Done);
+    pair.settled(vm).await;
+    // Back to a server whose disks can.
+    pair.servers[0].disks.allow_postcopy();
+    pair.must("POST", "/v1/vms/a/migrate", Some(at_once)).await;
+    pair.settled(vm).await;
+    assert_eq!(pair.owner(vm), 0);
+    pair.close().await;
+}

@@ -211,7 +211,8 @@ impl NodeApi for LocalNode {
     }
 
     async fn migration_support(&self) -> Answer<MigrationSupport> {
-        self.parts.engine.migration_support().await.map_err(|e| node_error(&e))
+        let engine = self.parts.engine.migration_support().await.map_err(|e| node_error(&e))?;
+        Ok(MigrationSupport { disks_by_postcopy: self.parts.disks.postcopy(), ..engine })
     }
 
     async fn guest_hardware(&self, vm: VmId) -> Answer<Hardware> {

@@ -109,6 +109,9 @@ pub enum Reply {
     Hello {
         version: String,
         pid: u32,
+        /// Guests may be given their disks before all of their memory is there.
+        #[serde(default)]
+        postcopy: bool,
     },
     Done,
     Exports {

@@ -13,6 +13,7 @@
 //! an old leader that was stopped in the middle of a thought cannot write any more.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use basin_model::HostId;
@@ -107,10 +108,15 @@ pub(super) fn campaign_with(
 ) -> (Leadership, impl Future<Output = ()> + Send) {
     let (sender, receiver) = watch::channel(Lead::Nobody);
     let run = async move {
+        let elected = AtomicBool::new(false);
         while !stop.is_cancelled() {
             let round = async {
                 match stand(&*store, me, ttl).await {
-                    Ok(Some((held, since))) => lead(held, since, &sender, &stop).await,
+                    Ok(Some((held, since))) => {
+                        elected.store(true, Ordering::Relaxed);
+                        lead(held, since, &sender, &stop).await;
+                        elected.store(false, Ordering::Relaxed);
+                    }
                     Ok(None) => follow(store.clone(), &sender).await,
                     Err(error) => {
                         sender.send_replace(Lead::Nobody);
@@ -122,9 +128,10 @@ pub(super) fn campaign_with(
             tokio::pin!(round);
             tokio::select! {
                 () = &mut round => {}
-                // `lead` ends by itself when told to stop, and cleans up.
+                // `lead` ends by itself when told to stop, and gives the lease up: else
+                // nobody could be elected until that runs out.
                 () = stop.cancelled() => {
-                    if matches!(*sender.borrow(), Lead::Me(_)) {
+                    if elected.load(Ordering::Relaxed) {
                         round.await;
                     }
                 }

@@ -66,6 +66,21 @@ async fn one_leads_and_the_others_know_it() {
     assert!(matches!(refused, Err(records::CommitError::Refused(_))), "{refused:?}");
 }
 
+/// Nobody has to wait for the lease of one that ended in order to run out.
+#[tokio::test]
+async fn who_stops_gives_the_office_up_at_once() {
+    let store: Arc<dyn Store> = Arc::new(MemStore::new());
+    // Whichever of the two ends of it is seen first.
+    for _ in 0..30 {
+        let one = candidate(&store);
+        wait(&one.leadership, "nobody was elected", is_me).await;
+        one.stop.cancel();
+        one.task.await.unwrap();
+        let there = records::get::<Leader>(&*store, &keys::leader()).await.unwrap();
+        assert!(there.is_none(), "its lease was left");
+    }
+}
+
 #[tokio::test]
 async fn a_dead_leader_is_replaced_and_stops_before() {
     let store: Arc<dyn Store> = Arc::new(MemStore::new());

@@ -118,6 +118,10 @@ impl Disks for Supervisor {
         self.pid().is_some()
     }
 
+    fn postcopy(&self) -> bool {
+        self.state().running.as_ref().is_some_and(|hello| hello.postcopy)
+    }
+
     fn pid(&self) -> Option<u32> {
         self.state().running.as_ref().map(|hello| hello.pid)
     }

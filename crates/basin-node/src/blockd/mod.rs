@@ -155,7 +155,7 @@ impl Supervisor {
     }
 
     fn report(&self, running: &Running) {
-        let Hello { version, pid } = &running.hello;
+        let Hello { version, pid, .. } = &running.hello;
         tracing::info!(pid, version, adopted = running.child.is_none(), "blockd runs");
         let old = (version != VERSION).then(|| {
             let detail = format!("blockd {version} still serves disks; the daemon is {VERSION}");

@@ -24,6 +24,7 @@ struct FakeState {
     mirrors: BTreeMap<VolumeId, (Mirror, MirrorPhase)>,
     fabric: Option<Fabric>,
     fail_opens: Option<(u32, DiskError)>,
+    postcopy: bool,
 }
 
 impl FakeDisks {
@@ -46,6 +47,11 @@ impl FakeDisks {
         if let Some((_, now)) = self.state().mirrors.get_mut(&volume) {
             *now = phase;
         }
+    }
+
+    /// They can serve a guest whose memory still arrives; not otherwise.
+    pub fn allow_postcopy(&self) {
+        self.state().postcopy = true;
     }
 
     fn state(&self) -> MutexGuard<'_, FakeState> {
@@ -192,6 +198,10 @@ impl Disks for FakeDisks {
 
     fn up(&self) -> bool {
         true
+    }
+
+    fn postcopy(&self) -> bool {
+        self.state().postcopy
     }
 
     fn pid(&self) -> Option<u32> {

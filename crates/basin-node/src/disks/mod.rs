@@ -78,6 +78,9 @@ pub trait Disks: Send + Sync + 'static {
     /// Whether it answers now.
     fn up(&self) -> bool;
 
+    /// Whether it can serve a guest whose memory still arrives.
+    fn postcopy(&self) -> bool;
+
     /// The process, once it runs.
     fn pid(&self) -> Option<u32>;
 }

@@ -220,7 +220,18 @@ impl Actor {
             }
             (Action::Reclaim, Some(hold)) => {
                 self.parts.take_back(self.vm).await?;
-                hold.machine.reclaim().await.map_err(unready)?;
+                match hold.machine.reclaim().await {
+                    // A part of its memory was elsewhere, and is lost: what is left is no
+                    // guest, and is started anew as after a crash.
+                    Err(basin_qemu::EngineError::Refused { why, .. }) => {
+                        tracing::warn!(vm = %self.vm, why, "a guest that moved cannot be taken back");
+                        hold.machine.kill().await.map_err(unready)?;
+                        live.news.died = Some(why);
+                        self.hold = None;
+                        self.publish();
+                    }
+                    outcome => outcome.map_err(unready)?,
+                }
             }
             (Action::Kill, Some(hold)) => {
                 hold.machine.kill().await.map_err(unready)?;

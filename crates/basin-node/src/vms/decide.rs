@@ -206,7 +206,7 @@ impl Case<'_> {
             Some(machine) if machine.generation != self.placement.generation => {
                 self.act(Action::Kill, "the machine is of an older hand-over")
             }
-            Some(machine) if is_away(&machine.state) => self.away(),
+            Some(machine) if is_away(&machine.state) && self.stays_wanted() => self.away(),
             Some(machine) => self.with_machine(&machine),
             None if self.vm.migration.is_some() && self.wanted() => {
                 // It may run at its target, which is asked first.
@@ -214,6 +214,11 @@ impl Case<'_> {
             }
             None => self.without_machine(),
         }
+    }
+
+    /// Whoever moves is not turned off; and whoever is turned off is not taken back.
+    fn stays_wanted(&self) -> bool {
+        self.vm.migration.is_some() || self.wanted()
     }
 
     /// The guest has gone over, or is about to.

@@ -255,6 +255,7 @@ impl Engine for FakeEngine {
             capabilities: ["postcopy-ram".to_owned()].into(),
             compression: false,
             no_postcopy: None,
+            disks_by_postcopy: false,
             accelerator: "fake".to_owned(),
             flash: Some(FLASH),
         })

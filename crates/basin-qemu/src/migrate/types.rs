@@ -181,6 +181,10 @@ pub struct MigrationSupport {
     pub compression: bool,
     /// Why this server cannot be the target of a post-copy, if so.
     pub no_postcopy: Option<String>,
+    /// What serves its disks can be the target of a post-copy as well: QEMU refuses one
+    /// whose devices' back ends cannot wait for memory. Not said by who does not know of it.
+    #[serde(default)]
+    pub disks_by_postcopy: bool,
     /// `kvm` or `tcg`: a guest stays with what it has.
     pub accelerator: String,
     /// The size of the UEFI firmware and of its variables, where it is installed.
@@ -218,9 +222,15 @@ impl MigrationSupport {
         why
     }
 
-    /// The part of what is wanted that a source here and this target can do, and why the
-    /// rest is not. Without the rest a guest moves as well, if not as fast.
-    pub fn agree(&self, target: &MigrationSupport, wanted: Channel) -> (Channel, Vec<String>) {
+    /// The part of what is wanted that a source here and this target can do for a guest with
+    /// or without disks, and why the rest is not. Without the rest a guest moves as well, if
+    /// not as fast.
+    pub fn agree(
+        &self,
+        target: &MigrationSupport,
+        wanted: Channel,
+        disks: bool,
+    ) -> (Channel, Vec<String>) {
         let (mut channel, mut why) = (wanted, Vec::new());
         if wanted.postcopy
             && let Some(reason) = &target.no_postcopy
@@ -234,6 +244,13 @@ impl MigrationSupport {
         if wanted.postcopy && channel.postcopy && !both("postcopy-ram") {
             channel.postcopy = false;
             why.push("no post-copy: QEMU of one of the servers has none".to_owned());
+        }
+        if channel.postcopy && disks && !target.disks_by_postcopy {
+            channel.postcopy = false;
+            why.push(
+                "no post-copy: that server cannot wait for the memory of a VM with disks"
+                    .to_owned(),
+            );
         }
         if channel.streams.is_some() && channel.postcopy {
             // QEMU refuses the two together.
@@ -264,17 +281,23 @@ mod tests {
         let able = MigrationSupport { capabilities, compression: true, ..Default::default() };
         let streams = NonZeroU8::new(4);
         let fast = Channel { streams, compress: true, postcopy: false };
-        assert_eq!(able.agree(&able, fast), (fast, vec![]));
+        assert_eq!(able.agree(&able, fast, true), (fast, vec![]));
         let all = Channel { postcopy: true, ..fast };
-        let (channel, why) = able.agree(&able, all);
+        let (channel, why) = able.agree(&able, all, false);
         assert_eq!(channel, Channel { postcopy: true, ..Channel::default() });
         assert_eq!(why.len(), 2, "{why:?}");
+        let (channel, why) = able.agree(&able, all, true);
+        assert_eq!(channel, Channel { streams, compress: true, postcopy: false });
+        assert!(why.len() == 1 && why[0].contains("with disks"), "{why:?}");
+        let served = MigrationSupport { disks_by_postcopy: true, ..able.clone() };
+        assert!(able.agree(&served, all, true).0.postcopy, "the target's are what counts");
+        assert!(!served.agree(&able, all, true).0.postcopy);
         let no_postcopy = Some("not here".to_owned());
         let other = MigrationSupport { no_postcopy, compression: false, ..able.clone() };
-        let (channel, why) = able.agree(&other, all);
+        let (channel, why) = able.agree(&other, all, true);
         assert_eq!(channel, Channel { streams, ..Channel::default() });
         assert!(why[0].contains("not here") && why[1].contains("zstd"), "{why:?}");
-        let (channel, why) = able.agree(&MigrationSupport::default(), all);
+        let (channel, why) = able.agree(&MigrationSupport::default(), all, true);
         assert_eq!((channel, why.len()), (Channel::default(), 3), "{why:?}");
     }
 }

@@ -19,7 +19,7 @@ pub fn all(setting: &Setting<'_>, steps: &mut Steps) -> Result<Servers> {
         (1..servers.all.len()).try_for_each(|n| join(&servers, n))
     })?;
     step(steps, "one entity: any server answers", || {
-        say("A third copy of the state comes by itself: one server may now be lost.");
+        say("What they know gets a copy on each of them by itself: any one may be lost.");
         servers.until(2, &["host", "list"], |list| list.matches("ready").count() == 3)?;
         servers.until(1, &["cluster", "show"], |sheet| kept_by(sheet) == 3)?;
         Ok(())

@@ -49,7 +49,8 @@ fn moves(servers: &Servers, watch: &mut Watch, steps: &mut Steps) -> Result<()> 
     step(steps, "it writes to its disk from now on", || disk::write(servers))?;
     step(steps, "it moves round all servers; its disk is on storage that they share", || {
         say("The gap is the longest time without a tick, heard outside, of a guest that ticks");
-        say("every 5 ms. The TCP answer is the longest that its friend waited for one.");
+        say("every 5 ms. The TCP answer is the longest that its friend waited for one: a packet");
+        say("that is lost on the way is sent again after 200 ms, by TCP's own clock.");
         tour::round(servers, watch, |_, _| None)
     })?;
     step(steps, "again, and its disk moves along from server to server", || {

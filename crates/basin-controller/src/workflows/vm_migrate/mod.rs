@@ -89,6 +89,9 @@ struct Agreed {
     hardware: Hardware,
     channel: Channel,
     key: MigrationKey,
+    /// What was wanted and is not had.
+    #[serde(default)]
+    without: Vec<String>,
 }
 
 /// What the VM's record says of the move.
@@ -179,14 +182,14 @@ impl VmMigrate {
             });
             channel::wanted(&self.policy, &hardware.accelerator, cpus)
         };
-        let (channel, less) = here.agree(&there, wanted);
+        let (channel, less) = here.agree(&there, wanted, !self.vm.spec.disks.is_empty());
         if let Some(why) = channel::too_little(&self.policy, channel, &less) {
             return Err(self.cannot(&[why], cx));
         }
         for why in &less {
             tracing::info!(vm = %self.vm.meta.name, why, "a move goes without what was wanted");
         }
-        self.agreed = Some(Agreed { hardware, channel, key: MigrationKey::fresh() });
+        self.agreed = Some(Agreed { hardware, channel, key: MigrationKey::fresh(), without: less });
         Ok(())
     }
 
@@ -235,7 +238,7 @@ impl VmMigrate {
     async fn prepare(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
         let record = self.record(cx).await?;
         let record = record.ok_or_else(|| problems::not_found("vm", self.vm.meta.name.as_str()))?;
-        let Agreed { hardware, channel, key } = self.agreed()?.clone();
+        let Agreed { hardware, channel, key, .. } = self.agreed()?.clone();
         let prepare = Prepare {
             vm: record.value,
             hardware,

@@ -114,7 +114,9 @@ impl VmMigrate {
         };
         watch.answered = Instant::now();
         if report.stage != Stage::Unknown {
-            cx.progress(words::fraction(&report, self.vm.spec.memory), words::words(&report));
+            let without = self.agreed.as_ref().map_or(&[][..], |agreed| &agreed.without);
+            let words = words::with(words::words(&report), without);
+            cx.progress(words::fraction(&report, self.vm.spec.memory), words);
         }
         if !matches!(report.stage, Stage::Moved { .. }) {
             watch.moved = None;

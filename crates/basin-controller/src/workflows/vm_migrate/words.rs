@@ -39,6 +39,11 @@ pub fn words(report: &Report) -> String {
     }
 }
 
+/// The same, and what the move has to do without: `...; no post-copy: why`.
+pub fn with(words: String, without: &[String]) -> String {
+    std::iter::once(words).chain(without.iter().cloned()).collect::<Vec<_>>().join("; ")
+}
+
 /// Of the whole that there is to copy: memory counts as copied once.
 pub fn fraction(report: &Report, memory: Bytes) -> f64 {
     let there = |copied: Copied| copied.total.saturating_sub(copied.left).get() as f64;
@@ -109,6 +114,10 @@ mod tests {
         assert_eq!(disks, "disks: 1.5 GiB of 2 GiB left, 110 MiB/s, about 2 s");
         let slowed = Report { throttle: 40, remaining_time: None, ..memory };
         assert!(words(&slowed).ends_with("writes 60 MiB/s, slowed down by 40 %"));
+        let without = ["no post-copy: not there".to_owned()];
+        assert_eq!(with("the guest goes over".into(), &[]), "the guest goes over");
+        let short = with("the guest goes over".into(), &without);
+        assert_eq!(short, "the guest goes over; no post-copy: not there");
         let early = Report { memory: Copied::default(), ..report(Stage::Memory) };
         assert!(words(&early).starts_with("memory: beginning"));
     }

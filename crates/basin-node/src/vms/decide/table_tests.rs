@@ -390,6 +390,9 @@ fn a_guest_that_moves_is_left_to_its_migration() {
     let stays = |state| row(RUNNING, 1, Phase::Running, seen(state));
     check(stays(MachineState::Migrated), Action::Reclaim);
     check(stays(MachineState::Switching), Action::Reclaim);
+    let mut off = stays(MachineState::Migrated);
+    off.vm.as_mut().unwrap().run.power = Power::Off { how: PowerOff::Now };
+    check(off, Action::Kill);
 }
 
 #[test]

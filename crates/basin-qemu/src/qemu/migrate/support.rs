@@ -61,6 +61,8 @@ pub async fn support(inner: &Inner) -> Result<MigrationSupport, EngineError> {
         compression: compresses(&text),
         capabilities,
         no_postcopy,
+        // Others serve them, and say so.
+        disks_by_postcopy: false,
         accelerator: inner.accelerator.as_str().to_owned(),
         flash: firmware::find(None).ok().and_then(|uefi| uefi.flash()),
     })
