@@ -398,6 +398,30 @@ async fn a_target_that_cannot_be_asked_is_waited_for() {
     pair.close().await;
 }
 
+/// A source that nobody reaches may be dead: after a minute its target gives up, and the
+/// VM is left to the source, once that answers.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_does_not_answer_keeps_its_guest() {
+    let pair = Pair::open().await;
+    let (vm, task) = on_its_way(&pair).await;
+    pair.link.cut(true);
+    pair.known.silence(pair.servers[0].host, true);
+    let target = &pair.servers[1].machines;
+    while target.guest(vm).is_some() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(pair.runs(vm), [true, false]);
+    let held = || pair.app.inventory().read().vms[&vm].value.migration.is_some();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(held(), "it was taken back although its source was not asked");
+    pair.known.silence(pair.servers[0].host, false);
+    let task = pair.end(&task).await;
+    assert_eq!(task.state, TaskState::Failed);
+    pair.settled(vm).await;
+    assert_eq!(pair.runs(vm), [true, false]);
+    pair.close().await;
+}
+
 /// Somebody vouches that the target does not come back.
 #[tokio::test(start_paused = true)]
 async fn a_target_that_is_removed_is_waited_for_no_longer() {
