@@ -3,6 +3,9 @@
 //!
 //! What counts is the longest silence of the heartbeat that the guest sends every 5 ms,
 //! as the network's middle hears it, and the time that all of it takes.
+//!
+//! `BENCH_RUNS` says how many moves of each kind, `BENCH_CASE` which guests alone, such as
+//! `256 MiB, idle`.
 
 mod support;
 
@@ -43,12 +46,16 @@ type Moves = Vec<(&'static str, Vec<Move>)>;
 
 fn main() -> anyhow::Result<()> {
     let runs = std::env::var("BENCH_RUNS").ok().map_or(Ok(5), |n| n.parse())?;
+    let only = std::env::var("BENCH_CASE").unwrap_or_default();
     let (pair, servers) = (Pair::new(), Servers::new());
     let mut ways = ways(&pair, &servers)?;
     let mut figures = Vec::new();
     for mib in SIZES {
         for load in LOADS {
             let case = format!("{mib} MiB, {}", load.words());
+            if !case.contains(&only) {
+                continue;
+            }
             let mut all = Moves::new();
             for way in &mut ways {
                 let name = way.name;

@@ -31,7 +31,7 @@ use crate::vms::Vms;
 const REPAIR_EVERY: Duration = Duration::from_secs(30);
 
 /// How long a VM's start waits for its networks.
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(30);
 
 /// The outcome of the latest run.
 #[derive(Clone, Default)]
