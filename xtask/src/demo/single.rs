@@ -9,7 +9,7 @@ use super::forward::Forward;
 use super::place::Site;
 use super::run::{Runner, show};
 use super::server::{self, Server};
-use super::{Setting, debian, micro, step};
+use super::{Setting, debian, import, micro, step};
 use crate::images;
 use crate::shell::quietly;
 use crate::steps::Steps;
@@ -40,7 +40,8 @@ pub fn all(setting: &Setting<'_>, steps: &mut Steps) -> Result<()> {
         Ok(server)
     })?;
     demo.step("import the images", |runner| {
-        super::import::all(runner, &images::cache_dir(setting.workspace), "micro/vmlinux")
+        let files = [import::ELF_KERNEL, import::INITRD, import::DEBIAN];
+        import::all(runner, &images::cache_dir(setting.workspace), &files)
     })?;
     micro::all(&mut demo)?;
     debian::all(&mut demo, setting.place)?;

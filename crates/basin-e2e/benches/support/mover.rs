@@ -75,7 +75,7 @@ impl Guest {
     /// Words for the micro guest's kernel line.
     pub fn command_line(&self) -> String {
         let mut words = format!(
-            "console=ttyS0 quiet micro.ip={} micro.run=heartbeat,to={}",
+            "console=ttyS0 quiet no_timer_check micro.ip={} micro.run=heartbeat,to={}",
             self.ip, self.heartbeat
         );
         let rate = match self.load {

@@ -64,7 +64,7 @@ pub fn all(servers: &Servers, steps: &mut Steps) -> Result<Watch> {
 }
 
 fn create(servers: &Servers, name: &str, network: &str, run: &str, more: &[&str]) -> Result<()> {
-    let words = format!("console=ttyS0 quiet {run}");
+    let words = format!("console=ttyS0 quiet no_timer_check {run}");
     let args = ["vm", "create", name, "--network", network, "--cmdline", words.trim_end()];
     servers.first().basin(&[&args[..], &BOOT, more, &["--start"]].concat()).map(drop)
 }

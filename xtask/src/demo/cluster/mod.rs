@@ -22,11 +22,12 @@ use guests::Watch;
 use servers::Servers;
 
 pub fn all(setting: &Setting<'_>, steps: &mut Steps) -> Result<()> {
-    step(steps, "guest images", || images::run(setting.workspace, &[]))?;
+    step(steps, "guest image", || images::run(setting.workspace, &[images::Guest::Micro]))?;
     let mut servers = form::all(setting, steps)?;
     step(steps, "storage that all servers reach, beside each one's own", || share(&servers))?;
     step(steps, "import the images", || {
-        import::all(servers.first(), &images::cache_dir(setting.workspace), "micro/vmlinuz")
+        let files = [import::KERNEL, import::INITRD];
+        import::all(servers.first(), &images::cache_dir(setting.workspace), &files)
     })?;
     let mut watch = guests::all(&servers, steps)?;
     moves(&servers, &mut watch, steps)?;
