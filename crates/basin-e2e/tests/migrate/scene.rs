@@ -24,6 +24,14 @@ pub fn cluster(servers: usize) -> Cluster {
                 && stores.is_ok_and(|d| d.items.len() > servers)
         });
     }
+    if servers >= 3 {
+        // While there are two votes, the loss of either stops the store.
+        let first = &cluster.servers[0];
+        until("three servers keep the state", || {
+            let seen = first.call(first.client().cluster());
+            seen.is_ok_and(|c| c.store.is_some_and(|s| s.members.len() == 3))
+        });
+    }
     cluster
 }
 
