@@ -96,7 +96,6 @@ impl LocalNode {
         tasks.spawn(work);
 
         let parts = Arc::new(Parts {
-            host: config.host,
             store: store.clone(),
             engine: engine.clone(),
             fabric,

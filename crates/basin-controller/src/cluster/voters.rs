@@ -2,12 +2,11 @@
 //! what it knows of the servers, and lets it take one step after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use basin_model::HostId;
-use basin_node::cluster::ETCD_PEER_PORT;
+use basin_node::cluster::{ETCD_PEER_PORT, etcd_url};
 use basin_node::etcd::Steward;
 use basin_node::etcd::plan::Rules;
 use basin_node::etcd::steward::Server;
@@ -100,7 +99,7 @@ fn servers(snapshot: &Snapshot, leaving: &BTreeSet<HostId>, silent: &mut Silent)
     hosts
         .into_iter()
         .filter_map(|host| {
-            let address = SocketAddr::new(host.address?, ETCD_PEER_PORT);
+            let peer_url = etcd_url(host.address?, ETCD_PEER_PORT);
             let silent_since = (!snapshot.alive.contains_key(&host.id)).then(|| {
                 // The clock may be set meanwhile; what has passed is measured.
                 let since = *silent.entry(host.id).or_insert(instant);
@@ -108,7 +107,6 @@ fn servers(snapshot: &Snapshot, leaving: &BTreeSet<HostId>, silent: &mut Silent)
                 now.checked_sub(passed).unwrap_or(now)
             });
             let willing = host.meta.labels.get(label) != Some(never) && !leaving.contains(&host.id);
-            let peer_url = format!("https://{address}");
             Some(Server { host: host.id, peer_url, silent_since, willing })
         })
         .collect()

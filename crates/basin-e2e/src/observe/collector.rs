@@ -67,12 +67,6 @@ impl Collector {
         beats.drain(..all_but_one);
     }
 
-    /// How long none has arrived.
-    pub fn silent_for(&self) -> Duration {
-        let last = lock(&self.beats).last().map_or(Duration::ZERO, |beat| beat.at);
-        now().saturating_sub(last)
-    }
-
     /// Waits until so many more have arrived.
     #[track_caller]
     pub fn wait_more(&self, count: usize) {

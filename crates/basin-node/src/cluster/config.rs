@@ -188,7 +188,8 @@ fn member_config(host: HostId, address: IpAddr, dir: &ClusterDir) -> MemberConfi
     }
 }
 
-fn etcd_url(address: IpAddr, port: u16) -> String {
+/// Where a server's member of etcd answers, at one of its two ports.
+pub fn etcd_url(address: IpAddr, port: u16) -> String {
     format!("https://{}", std::net::SocketAddr::new(address, port))
 }
 

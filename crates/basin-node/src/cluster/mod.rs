@@ -25,7 +25,7 @@ pub mod restore;
 pub mod wire;
 
 pub use attach::{attach, newer_store};
-pub use config::{ClusterConfig, ClusterDir, StoreConfig, no_member};
+pub use config::{ClusterConfig, ClusterDir, StoreConfig, etcd_url, no_member};
 pub use known::{KnownServer, shut_out};
 
 /// Where a member of etcd answers clients, and other members.

@@ -133,7 +133,7 @@ impl Coming {
         };
         let made: Answer<_> = made.await;
         if made.is_err()
-            && let Err(error) = parts.clear(self.vm, &arriving).await
+            && let Err(error) = parts.clear(&prepare.vm, self.generation).await
         {
             let why = &error.problem.detail;
             tracing::warn!(vm = %self.vm, why, "cannot take away what a move left that failed");
@@ -220,8 +220,11 @@ impl Coming {
     /// Makes this server the owner. Goes on until it is, or the VM is somebody else's.
     async fn take_over(&self, migrations: &Migrations, machine: Option<Arc<dyn Machine>>) {
         *self.state.lock().await = State::Arrived;
-        let claim = Claim { vm: self.vm, task: self.task, generation: self.generation };
-        claim.take_over(migrations, machine).await;
+        self.claim().take_over(migrations, machine).await;
+    }
+
+    fn claim(&self) -> Claim {
+        Claim { vm: self.vm, task: self.task, generation: self.generation }
     }
 
     /// Gives the move up if the guest has not come. Once it says `Dead`, nothing of the
@@ -249,7 +252,7 @@ impl Coming {
         if self.has_run() || parts.was_used(self.vm).await.map_err(|e| node_error(&e))? {
             *state = State::Arrived;
             drop(state);
-            let claim = Claim { vm: self.vm, task: self.task, generation: self.generation };
+            let claim = self.claim();
             let migrations = migrations.clone();
             let tasks = migrations.0.tasks.clone();
             tasks.spawn(async move { claim.take_over(&migrations, None).await });
@@ -263,15 +266,7 @@ impl Coming {
 
     async fn clear(&self, parts: &Parts, record: Option<&Vm>) -> Answer<()> {
         let cleared = match record {
-            Some(vm) => {
-                let arriving = Arriving {
-                    vm,
-                    generation: self.generation,
-                    moved: &[],
-                    from: vm.placement.map_or(parts.host, |p| p.host),
-                };
-                parts.clear(self.vm, &arriving).await
-            }
+            Some(vm) => parts.clear(vm, self.generation).await,
             None => parts.dismantle(self.vm).await,
         };
         cleared.map_err(|e| NodeError(e.problem))

@@ -117,12 +117,12 @@ impl Parts {
     }
 
     /// Takes away everything of a move that does not come about.
-    pub async fn clear(&self, vm: VmId, arriving: &Arriving<'_>) -> Result<(), Unready> {
-        self.dismantle(vm).await?;
-        let Some(migration) = &arriving.vm.migration else { return Ok(()) };
+    pub async fn clear(&self, vm: &Vm, generation: Generation) -> Result<(), Unready> {
+        self.dismantle(vm.id).await?;
+        let Some(migration) = &vm.migration else { return Ok(()) };
         for (volume, to) in &migration.disks {
             // Also where the try ended before there was a note.
-            self.disks.revoke(*volume, arriving.generation).await.map_err(unready)?;
+            self.disks.revoke(*volume, generation).await.map_err(unready)?;
             let place = self.images.datastores.get(to.datastore)?;
             place.delete(*volume).await.map_err(unready)?;
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use basin_blockd::control::{Export, Held, Layer};
 use basin_model::image::ImageKind;
 use basin_model::vm::{Boot, CpuModel, Placement, Vm};
-use basin_model::{Generation, HostId, NicId, VmId};
+use basin_model::{Generation, NicId, VmId};
 use basin_net::Fabric;
 use basin_qemu::{BootSpec, CdromSpec, DiskSpec, Engine, Machine, MachineSpec, NicSpec};
 use basin_storage::{LayerFile, SeedInput, build_seed};
@@ -34,7 +34,6 @@ const MOST_QUEUES: u32 = 4;
 
 /// Makes and takes away; shared by all VMs.
 pub struct Parts {
-    pub host: HostId,
     pub store: Arc<dyn Store>,
     pub engine: Arc<dyn Engine>,
     pub fabric: Arc<dyn Fabric>,
