@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use basin_api::client::DeleteVm;
+use basin_api::client::{ClientError, DeleteVm};
 use basin_api::datastore::Datastore;
 use basin_api::image::{Image, ImageKind};
 use basin_api::reference::List;
@@ -17,6 +17,13 @@ use basin_e2e::images::{MIB, existing, import, vm, volume};
 use basin_e2e::{BOOT, Cluster, Server, eventually, until};
 
 const FAULT: &str = "BASIN_FAULT";
+
+/// What was answered to the operation under which the leader dies.
+type Answer = Result<(), String>;
+
+fn answer<T>(of: Result<T, ClientError>) -> Answer {
+    of.map(drop).map_err(|e| format!("{e}: {}", e.advice()))
+}
 
 /// Two servers, of which the first has the state and dies, and the second goes on.
 struct Pair(Cluster);
@@ -33,7 +40,7 @@ impl Pair {
     }
 
     /// Has the leader die at a place that the operation leads to.
-    fn cut(&self, place: &str, operation: impl FnOnce(&Server)) -> Task {
+    fn cut(&self, place: &str, operation: impl FnOnce(&Server) -> Answer) -> Task {
         let [dies, stays] = &self.0.servers[..] else { unreachable!() };
         // Alone, it is elected; its etcd outlives the daemons.
         stays.stop();
@@ -44,7 +51,8 @@ impl Pair {
         until("it leads", || leads(dies));
         stays.boot();
         until("the other one knows", || stays.leader().as_deref() == Some("srv1"));
-        operation(stays);
+        // It may be lost with the one that dies; a refusal is told should that one live.
+        println!("{place}: the answer: {:?}", operation(stays));
         dies.wait_dead();
         let since = Instant::now();
         until("the other one leads", || leads(stays));
@@ -91,14 +99,13 @@ fn idle(server: &Server, name: &str) -> VmCreate {
 fn storage_tasks_come_to_their_end() {
     let pair = Pair::new();
     let server = pair.other();
-    // An answer may be lost with the one that dies: what counts is the task.
     pair.cut("volume-create/make/after", |s| {
-        drop(s.call(s.client().create::<Volume>(&volume("v", Some(OWN)))));
+        answer(s.call(s.client().create::<Volume>(&volume("v", Some(OWN)))))
     });
     let grown = VolumeGrow { size_bytes: 4 * MIB };
-    pair.cut("volume-grow/grow/before", |s| drop(s.call(s.client().grow_volume("v", grown))));
+    pair.cut("volume-grow/grow/before", |s| answer(s.call(s.client().grow_volume("v", grown))));
     assert_eq!(server.ok(server.client().get::<Volume>("v")).size_bytes, 4 * MIB);
-    pair.cut("volume-delete/remove/after", |s| drop(s.call(s.client().delete::<Volume>("v"))));
+    pair.cut("volume-delete/remove/after", |s| answer(s.call(s.client().delete::<Volume>("v"))));
     assert!(!exists::<Volume>(server, "v"));
 
     let file = server.place.dir.join("file");
@@ -106,17 +113,17 @@ fn storage_tasks_come_to_their_end() {
     for (name, place) in [("a", "image-import/fetch/before"), ("b", "image-import/tidy/after")] {
         let mut wanted = import(name, ImageKind::Disk, &file);
         wanted.datastore = Some(OWN.to_owned());
-        pair.cut(place, |s| drop(s.call(s.client().create::<Image>(&wanted))));
+        pair.cut(place, |s| answer(s.call(s.client().create::<Image>(&wanted))));
         assert!(exists::<Image>(server, name));
     }
-    pair.cut("image-delete/remove/before", |s| drop(s.call(s.client().delete::<Image>("a"))));
+    pair.cut("image-delete/remove/before", |s| answer(s.call(s.client().delete::<Image>("a"))));
     assert!(!exists::<Image>(server, "a"));
 
     let path = server.place.dir.join("more");
     std::fs::create_dir(&path).expect("make a directory");
     pair.cut("datastore-create/make/after", |s| {
         let path = path.display().to_string();
-        drop(s.cli(&["datastore", "create", "more", "--path", &path]));
+        Err(format!("{:?}", s.cli(&["datastore", "create", "more", "--path", &path])))
     });
     let made = server.ok(server.client().get::<Datastore>("more"));
     // It is of the server that was asked, whoever led.
@@ -131,21 +138,21 @@ fn tasks_of_machines_come_to_their_end() {
         let name = format!("m{n}");
         let wanted = VmCreate { start: true, ..idle(server, &name) };
         let place = format!("vm-create/{place}");
-        pair.cut(&place, |s| drop(s.call(s.client().create::<Vm>(&wanted))));
+        pair.cut(&place, |s| answer(s.call(s.client().create::<Vm>(&wanted))));
         server.guest(&name).wait_state(State::Running);
     }
     pair.cut("vm-power-change/watch/before", |s| {
-        drop(s.call(s.client().vm_action("m0", basin_api::client::VmAction::PowerOff)));
+        answer(s.call(s.client().vm_action("m0", basin_api::client::VmAction::PowerOff)))
     });
     server.guest("m0").wait_state(State::Stopped);
     pair.cut("vm-power-on/watch/before", |s| {
-        drop(s.call(s.client().vm_action("m0", basin_api::client::VmAction::Start)));
+        answer(s.call(s.client().vm_action("m0", basin_api::client::VmAction::Start)))
     });
     server.guest("m0").wait_state(State::Running);
     for (name, place) in [("m0", "stop/after"), ("m1", "seal/after"), ("m2", "remove/before")] {
         let how = DeleteVm { force: true, ..DeleteVm::default() };
         pair.cut(&format!("vm-delete/{place}"), |s| {
-            drop(s.call(s.client().delete_vm(name, how)));
+            answer(s.call(s.client().delete_vm(name, how)))
         });
         assert!(!exists::<Vm>(server, name));
     }

@@ -34,6 +34,9 @@ pub type Table<I, T> = BTreeMap<I, Versioned<T>>;
 #[derive(Default)]
 pub struct Snapshot {
     pub revision: Revision,
+    /// Of the last record that changed. Whoever follows the store comes to it; not always
+    /// to `revision`, where the store holds more than Basin's records.
+    pub changed: Revision,
     pub vms: Table<VmId, Vm>,
     pub vm_statuses: Table<VmId, VmStatus>,
     pub volumes: Table<VolumeId, Volume>,
@@ -195,6 +198,12 @@ impl Inventory {
         let _ = receiver.wait_for(|now| *now >= revision).await;
     }
 
+    /// Waits until the records say so.
+    pub async fn until(&self, holds: impl Fn(&Snapshot) -> bool) {
+        let mut receiver = self.revision.clone();
+        let _ = receiver.wait_for(|_| holds(&self.read())).await;
+    }
+
     /// What etcd's list of members says now.
     pub fn note_voters(&self, voters: &Voters) {
         let mut snapshot = self.snapshot.write().unwrap_or_else(|p| p.into_inner());
@@ -216,6 +225,7 @@ async fn load(store: &dyn Store) -> Result<Snapshot, StoreError> {
     let listing = store.list(ROOT).await?;
     let mut snapshot = Snapshot { revision: listing.revision, ..Snapshot::default() };
     for entry in &listing.entries {
+        snapshot.changed = snapshot.changed.max(entry.modified);
         snapshot.put(entry);
     }
     Ok(snapshot)
@@ -276,6 +286,7 @@ fn apply(snapshot: &RwLock<Snapshot>, revision: &watch::Sender<Revision>, batch:
                 }
             }
         }
+        snapshot.changed = snapshot.revision;
         snapshot.revision
     };
     revision.send_replace(now);

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use basin_model::HostId;
@@ -19,7 +19,8 @@ use crate::app::auth::Actor;
 use crate::app::problems;
 use crate::cluster::leader::Lead;
 
-/// In answers: what was changed is known from this revision of the store on.
+/// In answers: what was changed is known from this revision of the store on. In requests
+/// that are passed on: what the server knew that was asked first.
 pub const REVISION: HeaderName = HeaderName::from_static("basin-revision");
 /// In answers of a server that does not reach the store: how old they may be, in seconds.
 pub const AGE: HeaderName = HeaderName::from_static("basin-state-age");
@@ -51,19 +52,22 @@ pub async fn to_leader(
     match leader(&context).await {
         Ok(Leader::Alone) => next.run(request).await,
         Ok(Leader::Me) => {
+            // Nobody is refused for what another server knew to be otherwise.
+            let known = forwarded_by(&request).and_then(|_| revision_of(request.headers()));
+            see(&context, known).await;
             let mut answer = next.run(request).await;
-            let revision = context.app.inventory().read().revision;
-            if let Ok(value) = HeaderValue::from_str(&revision.0.to_string()) {
-                answer.headers_mut().insert(REVISION, value);
-            }
+            let revision = context.app.inventory().read().changed;
+            answer.headers_mut().insert(REVISION, revision.0.into());
             answer
         }
         Ok(Leader::Other(peer)) => {
             let Some(actor) = request.extensions().get::<Actor>().cloned() else {
                 return ApiError(problems::unauthenticated()).into_response();
             };
+            let known = context.app.inventory().read().changed;
+            request.headers_mut().insert(REVISION, known.0.into());
             let answer = forward(request, &peer, &actor, local).await;
-            see(&context, revision_of(&answer)).await;
+            see(&context, revision_of(answer.headers())).await;
             answer
         }
         // As far as it is known here.
@@ -120,7 +124,7 @@ async fn leader(context: &Context) -> Result<Leader, Problem> {
     }
 }
 
-/// Whoever changes something here reads it here, next.
+/// Whoever changes something here reads it here, next; and is heard with what is known here.
 async fn see(context: &Context, revision: Option<u64>) {
     if let Some(revision) = revision {
         let seen = context.app.inventory().at_least(Revision(revision));
@@ -128,8 +132,8 @@ async fn see(context: &Context, revision: Option<u64>) {
     }
 }
 
-fn revision_of(answer: &Response) -> Option<u64> {
-    answer.headers().get(REVISION).and_then(|v| v.to_str().ok()?.parse().ok())
+fn revision_of(headers: &HeaderMap) -> Option<u64> {
+    headers.get(REVISION).and_then(|v| v.to_str().ok()?.parse().ok())
 }
 
 /// Pure. Whether the leader is to answer: it changes something, or is about tasks, whose

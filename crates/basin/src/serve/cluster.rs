@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -29,6 +30,9 @@ use tracing::warn;
 
 use super::leave::Leaver;
 use super::state::MemberParts;
+
+/// How long a daemon waits, before it serves, until the others may know that it lives.
+const KNOWN_WITHIN: Duration = Duration::from_secs(2);
 
 /// A server of a cluster, before it serves.
 pub struct Member {
@@ -61,6 +65,15 @@ impl Member {
         leadership
     }
 
+    /// Says from now on that this server lives. Returns when that is known here, or the
+    /// store is too slow to wait for: whoever asks this server then is not told that it
+    /// does not answer.
+    pub async fn announce(&self, inventory: &Inventory, stop: &CancellationToken) {
+        self.tasks.spawn(alive::announce(self.store.clone(), self.host, stop.clone()));
+        let known = inventory.until(|now| now.alive.contains_key(&self.host));
+        let _ = tokio::time::timeout(KNOWN_WITHIN, known).await;
+    }
+
     /// Does what a server of a cluster does, until stopped.
     pub fn serve(
         self,
@@ -70,7 +83,6 @@ impl Member {
         stop: &CancellationToken,
     ) -> Duties {
         let Member { credentials, store, host, parts, tasks, .. } = self;
-        tasks.spawn(alive::announce(store.clone(), host, stop.clone()));
         let workflows = app.workflows.clone();
         tasks.spawn(duty::serve(app.leadership.clone(), workflows, stop.clone()));
         tasks.spawn(drains::keep(app.clone(), stop.clone()));

@@ -129,6 +129,9 @@ async fn run(args: &ServeArgs) -> anyhow::Result<End> {
         None => Nodes::single(host, node.clone()),
         Some(peers) => Nodes::cluster(host, node.clone(), peers, inventory.clone()),
     };
+    if let Some(member) = &member {
+        member.announce(&inventory, &stop).await;
+    }
     let again = Arc::new(Notify::new());
     let seat = DaemonSeat::new(&args.state_dir, port, again.clone(), member.as_ref());
     let app = open_app(store, inventory, nodes, member.as_ref(), seat, &stop).await?;
