@@ -21,8 +21,11 @@ impl Pair {
         let cluster = Cluster::prepare(2, |_, setup| setup);
         for (n, server) in cluster.servers.iter().enumerate() {
             let address = cluster.address(n);
+            // A bridge without an address of its own changes it with each tap, and what
+            // others know of it is wrong for a while.
+            let mac = format!("52:54:00:00:01:{n:02x}");
             server.sh(&format!(
-                "ip link add {BRIDGE} type bridge && ip address flush dev up0 && \
+                "ip link add {BRIDGE} address {mac} type bridge && ip address flush dev up0 && \
                  ip link set up0 master {BRIDGE} && ip address add {address}/24 dev {BRIDGE} && \
                  ip link set {BRIDGE} up"
             ));
