@@ -89,8 +89,7 @@ async fn translate(
     let snapshot = context.app.inventory().read();
     batch
         .iter()
-        .filter_map(|change| event(change, &snapshot))
-        .filter(|event| kinds.is_empty() || kinds.contains(&event.kind))
+        .filter_map(|change| event(change, &kinds, &snapshot))
         .filter_map(|event| sse(&event))
         .map(Ok)
         .collect()
@@ -121,7 +120,8 @@ fn sse(event: &Event) -> Option<SseEvent> {
 }
 
 /// What a change of the store is to the API's users; nothing, for most keys.
-fn event(change: &Change, snapshot: &Snapshot) -> Option<Event> {
+/// One of these kinds, or of any where none is named: nothing is made for nobody.
+fn event(change: &Change, kinds: &[String], snapshot: &Snapshot) -> Option<Event> {
     let (key, revision) = match change {
         Change::Put(entry) => (&entry.key, entry.modified.0),
         Change::Delete { key, revision } => (key, revision.0),
@@ -145,6 +145,9 @@ fn event(change: &Change, snapshot: &Snapshot) -> Option<Event> {
         Kind::Workflow | Kind::VmStatus | Kind::HostStatus | Kind::Alive => return None,
         Kind::JoinToken | Kind::RemovedHost | Kind::Issued => return None,
     };
+    if !kinds.is_empty() && !kinds.iter().any(|kind| kind == word) {
+        return None;
+    }
     let event = |change, object| {
         Some(Event { change, kind: word.to_owned(), id: id.to_owned(), revision, object })
     };

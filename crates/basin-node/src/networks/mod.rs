@@ -136,11 +136,17 @@ async fn reconcile(
 ) {
     let mut networks: Option<BTreeMap<NetworkId, Network>> = None;
     let mut hosts: Option<BTreeMap<HostId, Host>> = None;
-    let mut vms_changed = vms.changes();
+    let (mut replugged, mut anything) = (vms.replugged(), vms.changes());
     let mut repair = tokio::time::interval(REPAIR_EVERY);
     repair.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let mut repairing = false;
+        // What failed is tried again as soon as somebody does anything, such as to start
+        // a VM anew after the trouble was mended.
+        let failed = sender.borrow().problem.is_some();
+        if !failed {
+            anything.borrow_and_update();
+        }
         tokio::select! {
             event = network_events.next() => match event {
                 Some(event) => take_in(&mut networks, event, |n| n.id),
@@ -150,7 +156,8 @@ async fn reconcile(
                 Some(event) => take_in(&mut hosts, event, |h| h.id),
                 None => return,
             },
-            changed = vms_changed.changed() => if changed.is_err() { return },
+            changed = replugged.changed() => if changed.is_err() { return },
+            changed = anything.changed(), if failed => if changed.is_err() { return },
             _ = repair.tick() => repairing = true,
         }
         // Nothing is known for certain until all have been read once: what is there

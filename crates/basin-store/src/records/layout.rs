@@ -42,10 +42,15 @@ struct Outgoing<'a, T> {
     record: &'a T,
 }
 
+/// What is in it is passed over.
 #[derive(Deserialize)]
-struct Incoming {
+struct Envelope {
     layout: u32,
-    record: Value,
+}
+
+#[derive(Deserialize)]
+struct Incoming<T> {
+    record: T,
 }
 
 pub(crate) fn encode<T: Serialize>(key: &str, record: &T) -> Result<Bytes, StoreError> {
@@ -65,19 +70,25 @@ fn open<T: DeserializeOwned>(
     migrate: impl Fn(&str, u32, Value) -> Result<Value, String>,
 ) -> Result<T, StoreError> {
     let unusable = |why: String| StoreError::Unusable(format!("record {key} {why}"));
-    let Incoming { layout, mut record } =
-        serde_json::from_slice(bytes).map_err(|e| unusable(format!("is damaged: {e}")))?;
+    let damaged = |e: serde_json::Error| unusable(format!("is damaged: {e}"));
+    let Envelope { layout } = serde_json::from_slice(bytes).map_err(damaged)?;
     if layout > current {
         return Err(unusable(format!(
             "was written by a newer Basin (layout {layout}, this version reads up to {current}): \
              upgrade this server"
         )));
     }
+    if layout == current {
+        // Read straight: a server that starts reads every record there is.
+        let Incoming { record } = serde_json::from_slice(bytes).map_err(damaged)?;
+        return Ok(record);
+    }
+    let Incoming::<Value> { mut record } = serde_json::from_slice(bytes).map_err(damaged)?;
     for from in layout..current {
         record = migrate(key, from, record)
             .map_err(|e| unusable(format!("cannot be brought to layout {current}: {e}")))?;
     }
-    serde_json::from_value(record).map_err(|e| unusable(format!("is damaged: {e}")))
+    serde_json::from_value(record).map_err(damaged)
 }
 
 #[cfg(test)]
