@@ -41,6 +41,12 @@ fn all(workspace: &Path, steps: &mut Steps) -> Result<()> {
 pub fn bench(workspace: &Path, name: Option<&str>) -> Result<()> {
     let mut steps = Steps::default();
     release(workspace, &mut steps)?;
+    // What stands for a thousand servers in `scale`.
+    if name.is_none_or(|name| name == "scale") {
+        let example = ["-p", "basin-controller", "--example", "simulated"];
+        let args = [&["build", "--locked", "--release"][..], &example].concat();
+        steps.step("simulated servers", || shell::run(cargo(workspace, &args)))?;
+    }
     let which = name.map_or(vec!["--benches"], |name| vec!["--bench", name]);
     let args = [&["bench", "--locked", "-p", "basin-e2e"][..], &which].concat();
     steps.step("benchmarks", || shell::run(e2e(workspace, &args)))
@@ -56,7 +62,9 @@ fn release(workspace: &Path, steps: &mut Steps) -> Result<()> {
 /// Tells the tests which binary they drive, and where the guests are.
 fn e2e(workspace: &Path, args: &[&str]) -> Command {
     let mut command = cargo(workspace, args);
-    command.env("BASIN_BIN", release_binary(workspace));
+    let binary = release_binary(workspace);
+    command.env("BASIN_SIMULATED", binary.with_file_name("examples").join("simulated"));
+    command.env("BASIN_BIN", binary);
     command.env("BASIN_GUEST_IMAGES", images::cache_dir(workspace));
     command
 }

@@ -1,5 +1,8 @@
-//! A hundred VMs defined, twenty of them running: what the API takes, what the daemons
-//! hold in memory, and what they do when nobody asks for anything.
+//! One server: a hundred VMs defined, twenty of them running; what the API takes, what
+//! the daemons hold in memory, and what they do when nobody asks for anything. Then a
+//! cluster of a thousand simulated servers.
+//!
+//! `BENCH_PART=server` or `cluster` measures one of them only.
 
 mod support;
 
@@ -13,7 +16,7 @@ use basin_e2e::bench::report::{Better, Figure, Target, percentile};
 use basin_e2e::bench::results;
 use basin_e2e::{Guest, Server, images};
 use support::libvirt::Libvirt;
-use support::{proc, timed};
+use support::{many, proc, timed};
 
 const DEFINED: usize = 100;
 const RUNNING: usize = 20;
@@ -24,8 +27,19 @@ const LIBVIRT: &str = "libvirtd";
 const VIRSH: &str = "virsh";
 
 fn main() -> anyhow::Result<()> {
-    let server = Server::start();
+    let part = std::env::var("BENCH_PART").ok();
+    let wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     let mut figures = Vec::new();
+    if wanted("cluster") {
+        figures = many::figures()?;
+        results::publish("scale", &figures)?;
+    }
+    if wanted("server") { one_server(figures) } else { Ok(()) }
+}
+
+/// Its figures come after those that there are already.
+fn one_server(mut figures: Vec<Figure>) -> anyhow::Result<()> {
+    let server = Server::start();
     let blockd = server.blockd_pid();
     let guests: Vec<Guest<'_>> = (0..DEFINED).map(|n| server.create(&micro(&server, n))).collect();
     let empty = proc::resident(blockd)?;

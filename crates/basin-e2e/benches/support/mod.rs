@@ -7,6 +7,7 @@ pub mod by_basin;
 pub mod by_hand;
 pub mod by_virsh;
 pub mod libvirt;
+pub mod many;
 pub mod mover;
 pub mod pair;
 pub mod proc;
