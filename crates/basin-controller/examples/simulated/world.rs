@@ -13,10 +13,13 @@ use basin_model::{
     Bytes, Generation, HostId, Labels, MacAddr, Meta, Name, NetworkId, NicId, Vcpus, VmId,
 };
 use basin_store::records::{self, TxnBuilder};
-use basin_store::{Store, Txn};
+use basin_store::{Store, StoreError, Txn};
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 use uuid::Uuid;
+
+/// How often a machine may be too busy to take some records.
+const TRIES: usize = 20;
 
 /// What a server offers.
 pub const CAPACITY: HostCapacity = HostCapacity { cpus: Vcpus(128), memory: Bytes::gib(1024) };
@@ -181,8 +184,15 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
+    /// Twice is the same as once, so it is tried until it is done.
     async fn flush(&mut self) -> anyhow::Result<()> {
-        self.store.commit(std::mem::take(&mut self.txn)).await?;
-        Ok(())
+        let txn = std::mem::take(&mut self.txn);
+        let mut tries = 0;
+        loop {
+            match self.store.commit(txn.clone()).await {
+                Err(StoreError::Unavailable(_)) if tries < TRIES => tries += 1,
+                other => return other.map(drop).context("cannot write the records"),
+            }
+        }
     }
 }
