@@ -5,12 +5,12 @@ use std::sync::Arc;
 use futures::FutureExt;
 
 use crate::conformance::Subject;
-use crate::{MemStore, SqliteStore};
+use crate::{Fanout, MemStore, SqliteStore};
 
 mod mem {
     use super::*;
 
-    async fn fresh() -> Subject {
+    pub async fn fresh() -> Subject {
         let store = Arc::new(MemStore::new());
         let compacted = Arc::clone(&store);
         Subject {
@@ -22,6 +22,18 @@ mod mem {
             }),
             keep: Box::new(()),
         }
+    }
+
+    crate::conformance!(fresh);
+}
+
+mod shared_watch {
+    use super::*;
+
+    async fn fresh() -> Subject {
+        let mut subject = super::mem::fresh().await;
+        subject.store = Arc::new(Fanout::new(subject.store, &subject.prefix));
+        subject
     }
 
     crate::conformance!(fresh);

@@ -4,6 +4,7 @@
 //! conformance suite. What does not fit etcd does not go into the trait.
 //!
 //! - [`Store`]: the trait. [`mem`], [`sqlite`], [`etcd`]: who implements it.
+//! - [`Fanout`]: one watch of a store, for all who watch in a process.
 //! - `conformance`: what every implementation is held to.
 //! - [`records`]: typed values over it, with a layout version in each.
 //! - [`copy_all`]: one store's records into another.
@@ -13,6 +14,7 @@
 pub mod conformance;
 mod copy;
 pub mod etcd;
+mod fanout;
 pub mod mem;
 pub mod records;
 mod shared;
@@ -22,6 +24,7 @@ mod store;
 
 pub use copy::{Copied, copy_all};
 pub use etcd::EtcdStore;
+pub use fanout::Fanout;
 pub use mem::MemStore;
 pub use sqlite::SqliteStore;
 pub use store::{

@@ -140,6 +140,22 @@ impl Change {
             Change::Delete { key, .. } => key,
         }
     }
+
+    /// When it was made.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Change::Put(entry) => entry.modified,
+            Change::Delete { revision, .. } => *revision,
+        }
+    }
+
+    /// In bytes.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Change::Put(entry) => entry.key.len() + entry.value.len(),
+            Change::Delete { key, .. } => key.len(),
+        }
+    }
 }
 
 /// How a transaction went.

@@ -14,7 +14,7 @@ use basin_controller::cluster::{alive, duty, leader};
 use basin_controller::http::{self, Context, listen};
 use basin_controller::workflow::Workflows;
 use basin_controller::workflows;
-use basin_store::{EtcdStore, Store};
+use basin_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use super::told::Told;
@@ -23,8 +23,7 @@ use super::{node, world};
 /// Servers that have one of these; the first ones.
 pub const COUNT: usize = 3;
 
-pub async fn run(store: Arc<EtcdStore>, number: usize, dir: &Path) -> anyhow::Result<()> {
-    let store: Arc<dyn Store> = store;
+pub async fn run(store: Arc<dyn Store>, number: usize, dir: &Path) -> anyhow::Result<()> {
     let (host, stop) = (world::host(number), CancellationToken::new());
     let inventory = Inventory::open(store.clone()).await?;
     let node = node::start(Arc::new(Told(store.clone())), number, dir).await?;

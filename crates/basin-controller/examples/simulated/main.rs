@@ -22,8 +22,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use basin_store::EtcdStore;
+use basin_model::keys::ROOT;
 use basin_store::etcd::EtcdOptions;
+use basin_store::{EtcdStore, Fanout, Store};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -37,13 +38,18 @@ async fn main() -> anyhow::Result<()> {
             servers::run(etcd, servers.parse()?, whole.parse()?, &PathBuf::from(dir)).await
         }
         ["controller", etcd, number, dir] => {
-            controller::run(connect(etcd)?, number.parse()?, &PathBuf::from(dir)).await
+            controller::run(shared(connect(etcd)?), number.parse()?, &PathBuf::from(dir)).await
         }
         _ => bail!("simulated load|servers|controller: see the source"),
     }
 }
 
-fn connect(etcd: &str) -> anyhow::Result<Arc<EtcdStore>> {
+fn connect(etcd: &str) -> anyhow::Result<Arc<dyn Store>> {
     let options = EtcdOptions::new(vec![etcd.to_owned()], None);
     Ok(Arc::new(EtcdStore::connect(&options).with_context(|| format!("etcd at {etcd}"))?))
+}
+
+/// What a daemon has: all that watch in it are told by one watch.
+fn shared(store: Arc<dyn Store>) -> Arc<dyn Store> {
+    Arc::new(Fanout::new(store, ROOT))
 }

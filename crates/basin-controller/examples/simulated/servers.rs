@@ -1,16 +1,15 @@
 //! All servers but those with a controller, in one process.
 //!
 //! A *whole* one has its node, with everything that costs in memory and time. Of the
-//! others there is what etcd sees: a record, a lease that is renewed, and the watches
-//! of a daemon, whose changes are received and thrown away.
+//! others there is what etcd sees: a record, a lease that is renewed, and the watch of a
+//! daemon, whose changes are received and thrown away.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use basin_controller::cluster::alive;
-use basin_model::HostId;
-use basin_model::keys::{self, Kind, ROOT};
+use basin_model::keys::{self, ROOT};
 use basin_node::LocalNode;
 use basin_store::Store;
 use basin_store::records::TxnBuilder;
@@ -18,7 +17,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::told::Told;
-use super::{connect, controller, node, world};
+use super::{connect, controller, node, shared, world};
 
 /// Servers of which there is little on one connection to etcd. Each has its own in the
 /// field; here that would be the descriptors and buffers of a thousand.
@@ -31,14 +30,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 pub async fn run(etcd: &str, servers: usize, whole: usize, dir: &Path) -> anyhow::Result<()> {
     let mut starts = Vec::new();
-    let mut shared = None;
+    let mut nearest = None;
     for number in controller::COUNT..servers {
         let n = number - controller::COUNT;
-        let store: Arc<dyn Store> = match &shared {
+        let store: Arc<dyn Store> = match &nearest {
             Some(store) if n >= whole && !n.is_multiple_of(ON_A_CONNECTION) => Arc::clone(store),
             _ => connect(etcd)?,
         };
-        shared = Some(store.clone());
+        nearest = Some(store.clone());
         starts.push((n < whole, number, store));
     }
     let started = stream::iter(starts.into_iter().map(Ok::<_, anyhow::Error>));
@@ -67,31 +66,23 @@ async fn begin(
     whole: bool,
     dir: &Path,
 ) -> anyhow::Result<Option<Arc<LocalNode>>> {
-    watch(&*store, &[ROOT.to_owned(), keys::leader()]).await?;
+    let shared = shared(store.clone());
+    watch(&*shared).await?;
     let node = if whole {
-        Some(node::start(Arc::new(Told(store.clone())), number, dir).await?)
+        Some(node::start(Arc::new(Told(shared)), number, dir).await?)
     } else {
-        light(store.clone(), world::host(number)).await?;
+        let (host, status) = (world::host(number), world::host_status(world::host(number)));
+        TxnBuilder::new().put(keys::host_status(host), &status).commit(&*store).await?;
         None
     };
     tokio::spawn(alive::announce(store, world::host(number), CancellationToken::new()));
     Ok(node)
 }
 
-/// What etcd sees of a node.
-async fn light(store: Arc<dyn Store>, host: HostId) -> anyhow::Result<()> {
-    let status = world::host_status(host);
-    TxnBuilder::new().put(keys::host_status(host), &status).commit(&*store).await?;
-    let kinds = [Kind::Vm, Kind::Network, Kind::Host, Kind::Image, Kind::Datastore];
-    watch(&*store, &kinds.map(Kind::prefix)).await
-}
-
-/// Receives what comes, and throws it away.
-async fn watch(store: &dyn Store, prefixes: &[String]) -> anyhow::Result<()> {
+/// Receives all that a daemon receives, and throws it away.
+async fn watch(store: &dyn Store) -> anyhow::Result<()> {
     let now = store.list(&keys::leader()).await?.revision;
-    for prefix in prefixes {
-        let mut changes = store.watch(prefix, now).await?;
-        tokio::spawn(async move { while let Some(Ok(_)) = changes.next().await {} });
-    }
+    let mut changes = store.watch(ROOT, now).await?;
+    tokio::spawn(async move { while let Some(Ok(_)) = changes.next().await {} });
     Ok(())
 }

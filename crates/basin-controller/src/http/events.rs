@@ -83,7 +83,7 @@ async fn translate(
 ) -> Vec<Result<SseEvent, Infallible>> {
     let Ok(batch) = batch else { return vec![Ok(resync(&context))] };
     // Names in the events come from the inventory, which may be a moment behind.
-    if let Some(last) = batch.iter().map(revision_of).max() {
+    if let Some(last) = batch.iter().map(Change::revision).max() {
         context.app.inventory().at_least(last).await;
     }
     let snapshot = context.app.inventory().read();
@@ -93,13 +93,6 @@ async fn translate(
         .filter_map(|event| sse(&event))
         .map(Ok)
         .collect()
-}
-
-fn revision_of(change: &Change) -> Revision {
-    match change {
-        Change::Put(entry) => entry.modified,
-        Change::Delete { revision, .. } => *revision,
-    }
 }
 
 fn resync(context: &Context) -> SseEvent {

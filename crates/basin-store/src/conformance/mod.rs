@@ -161,13 +161,6 @@ async fn next(watch: &mut Watch) -> Result<Vec<Change>, StoreError> {
     item.expect("the watch reports in time").expect("a watch does not end silently")
 }
 
-fn revision_of(change: &Change) -> Revision {
-    match change {
-        Change::Put(entry) => entry.modified,
-        Change::Delete { revision, .. } => *revision,
-    }
-}
-
 /// Whether nothing is there to be read just now.
 fn is_quiet(watch: &mut Watch) -> bool {
     watch.next().now_or_never().is_none()

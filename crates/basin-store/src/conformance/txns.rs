@@ -68,7 +68,7 @@ pub async fn a_transaction_is_one_revision(s: Subject) {
     }
     let mut watch = s.watch(start).await;
     let changes = next(&mut watch).await.unwrap();
-    assert!(changes.iter().all(|c| revision_of(c) == revision), "{changes:?}");
+    assert!(changes.iter().all(|c| c.revision() == revision), "{changes:?}");
     let mut shown: Vec<String> = changes.iter().map(|c| s.show(c)).collect();
     shown.sort();
     assert_eq!(shown, ["-old", "a=1", "b=1"]);
@@ -155,7 +155,7 @@ pub async fn a_list_is_of_one_revision(s: Subject) {
         let mut watch = s.watch(listing.revision).await;
         if let Some(item) = watch.next().now_or_never() {
             let changes = item.unwrap().unwrap();
-            assert!(changes.iter().all(|c| revision_of(c) > listing.revision));
+            assert!(changes.iter().all(|c| c.revision() > listing.revision));
         }
     }
     writer.await.unwrap();

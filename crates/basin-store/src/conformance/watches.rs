@@ -62,11 +62,11 @@ pub async fn a_watch_of_many_writers_loses_nothing(s: Subject) {
     while moments < 4 * WRITES {
         let changes = next(&mut watch).await.unwrap();
         moments += 1;
-        let revision = revision_of(&changes[0]);
+        let revision = changes[0].revision();
         assert!(revision > last, "{revision:?} after {last:?}");
         last = revision;
         for change in &changes {
-            assert_eq!(revision_of(change), revision);
+            assert_eq!(change.revision(), revision);
             match change {
                 Change::Put(entry) => seen.insert(entry.key.clone(), entry.clone()),
                 Change::Delete { key, .. } => seen.remove(key),

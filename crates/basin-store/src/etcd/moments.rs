@@ -45,11 +45,11 @@ impl Moments {
         let progress = answer.events.is_empty() && !answer.created && !answer.fragment;
         for event in answer.events {
             let change = change(event)?;
-            let revision = revision_of(&change);
+            let revision = change.revision();
             if revision <= self.after {
                 continue;
             }
-            if self.held.first().is_some_and(|held| revision_of(held) != revision) {
+            if self.held.first().is_some_and(|held| held.revision() != revision) {
                 whole.extend(self.release());
             }
             self.held.push(change);
@@ -66,15 +66,8 @@ impl Moments {
 
     fn release(&mut self) -> Option<Vec<Change>> {
         let changes = std::mem::take(&mut self.held);
-        self.after = revision_of(changes.first()?);
+        self.after = changes.first()?.revision();
         Some(changes)
-    }
-}
-
-fn revision_of(change: &Change) -> Revision {
-    match change {
-        Change::Put(entry) => entry.modified,
-        Change::Delete { revision, .. } => *revision,
     }
 }
 
@@ -135,7 +128,7 @@ mod tests {
     fn show(moments: &[Vec<Change>]) -> Vec<String> {
         let one = |changes: &Vec<Change>| {
             let keys: Vec<&str> = changes.iter().map(Change::key).collect();
-            format!("{}:{}", revision_of(&changes[0]).0, keys.join(","))
+            format!("{}:{}", changes[0].revision().0, keys.join(","))
         };
         moments.iter().map(one).collect()
     }

@@ -22,7 +22,7 @@ use basin_node::etcd::{self, plan::Rules};
 use basin_node::pki::{Credentials, Sign, Subject, TlsDir, keep_renewed};
 use basin_node::remote::{Peers, RemoteNode};
 use basin_node::{Alone, LocalNode, NodeApi};
-use basin_store::EtcdStore;
+use basin_store::{EtcdStore, Store};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,8 +59,8 @@ impl Member {
     }
 
     /// Stands for election from now on.
-    pub fn campaign(&self, stop: &CancellationToken) -> Leadership {
-        let (leadership, run) = leader::campaign(self.store.clone(), self.host, stop.clone());
+    pub fn campaign(&self, store: Arc<dyn Store>, stop: &CancellationToken) -> Leadership {
+        let (leadership, run) = leader::campaign(store, self.host, stop.clone());
         self.tasks.spawn(run);
         leadership
     }

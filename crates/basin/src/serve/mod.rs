@@ -191,10 +191,10 @@ async fn open_app(
     let faults = faults::from_env().map_err(anyhow::Error::msg)?;
     let options = basin_controller::workflow::Options { faults, ..Default::default() };
     let registry = workflows::registry();
-    let workflows = Workflows::with_options(store, services.clone(), registry, options);
+    let workflows = Workflows::with_options(store.clone(), services.clone(), registry, options);
     let app = App::new(services, workflows).seated(Arc::new(seat));
     Ok(Arc::new(match member {
-        Some(member) => app.led(member.campaign(stop)),
+        Some(member) => app.led(member.campaign(store, stop)),
         None => {
             let resumed = app.workflows.resume_all().await?;
             if resumed > 0 {

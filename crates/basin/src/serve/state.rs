@@ -16,7 +16,7 @@ use basin_node::cluster::{ClusterConfig, ClusterDir, attach, found, newer_store,
 use basin_node::etcd::{Resident, Voters, voters};
 use basin_node::pki::Material;
 use basin_qemu::qemu::cgroup::Cgroups;
-use basin_store::{EtcdStore, SqliteStore, Store, StoreError, records};
+use basin_store::{EtcdStore, Fanout, SqliteStore, Store, StoreError, records};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -141,10 +141,10 @@ async fn cluster(
     is_ours(record, &config)?;
     attempt::tidy(&dir).context("cannot take away what was needed to form the cluster")?;
     let replace_after = args.replace_member_after;
-    let store_of = store.clone();
-    let parts =
-        MemberParts { dir, config, material, store: store_of, resident, voters, replace_after };
-    Ok(Opened::Ready(store, Some(Box::new(parts))))
+    // etcd tells each server of every change: once.
+    let shared = Arc::new(Fanout::new(store.clone(), keys::ROOT));
+    let parts = MemberParts { dir, config, material, store, resident, voters, replace_after };
+    Ok(Opened::Ready(shared, Some(Box::new(parts))))
 }
 
 /// What the store says of the cluster, once it answers.
