@@ -3,6 +3,7 @@
 mod demo;
 mod images;
 mod openapi;
+mod previous;
 mod shell;
 mod steps;
 mod test;
@@ -26,6 +27,8 @@ enum Task {
     Images { guests: Vec<images::Guest> },
     /// Check the rules of architecture and style
     Tidy,
+    /// Build the release before this one, which upgrades are tested from
+    Previous,
     /// Run all tests
     Test,
     /// Measure; all benchmarks when none is named
@@ -51,6 +54,11 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Images { guests } => images::run(&workspace, &guests),
         Task::Tidy => tidy::run(&workspace),
+        Task::Previous => {
+            let binary = previous::run(&workspace)?;
+            binary.into_iter().for_each(|binary| println!("{}", binary.display()));
+            Ok(())
+        }
         Task::Test => test::run(&workspace),
         Task::Bench { name } => test::bench(&workspace, name.as_deref()),
         Task::Openapi => openapi::run(&workspace),

@@ -7,10 +7,13 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::steps::Steps;
-use crate::{images, shell, tidy};
+use crate::{images, previous, shell, tidy};
 
 /// Servers and guests share the machine's processors: more at once only gets slower.
 const E2E_THREADS: &str = "--test-threads=2";
+
+/// What tests that need the release before have in their names.
+const UPGRADES: &str = "release_before";
 
 pub fn run(workspace: &Path) -> Result<()> {
     let mut steps = Steps::default();
@@ -32,8 +35,17 @@ fn all(workspace: &Path, steps: &mut Steps) -> Result<()> {
         cargo(&["test", "--locked", "--workspace", "--exclude", "basin-e2e"])
     })?;
     release(workspace, steps)?;
+    let previous = steps.step("the release before", || previous::run(workspace))?;
     steps.step("end-to-end tests", || {
-        shell::run(e2e(workspace, &["test", "--locked", "-p", "basin-e2e", "--", E2E_THREADS]))
+        let mut args = vec!["test", "--locked", "-p", "basin-e2e", "--", E2E_THREADS];
+        if previous.is_none() {
+            args.extend(["--skip", UPGRADES]);
+        }
+        let mut tests = e2e(workspace, &args);
+        if let Some(binary) = &previous {
+            tests.env("BASIN_PREVIOUS_BIN", binary);
+        }
+        shell::run(tests)
     })
 }
 
@@ -77,6 +89,10 @@ pub fn cargo(workspace: &Path, args: &[&str]) -> Command {
 }
 
 pub fn release_binary(workspace: &Path) -> PathBuf {
+    target_dir(workspace).join("release/basin")
+}
+
+pub fn target_dir(workspace: &Path) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    workspace.join(target.unwrap_or_else(|| PathBuf::from("target"))).join("release/basin")
+    workspace.join(target.unwrap_or_else(|| PathBuf::from("target")))
 }

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn record<T>(key: String, value: T) -> Versioned<T> {
-        Versioned { key, value, revision: Revision(1) }
+        Versioned::new(key, value, Revision(1))
     }
 
     /// Server `n`, which joined in that second.

@@ -19,7 +19,7 @@ fn host(n: u128) -> HostId {
 }
 
 fn record<T>(key: String, value: T) -> Versioned<T> {
-    Versioned { key, value, revision: Revision(1) }
+    Versioned::new(key, value, Revision(1))
 }
 
 fn ask() -> JoinAsk {

@@ -12,7 +12,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 fn versioned<T>(value: T) -> Versioned<T> {
-    Versioned { key: String::new(), value, revision: Revision(1) }
+    Versioned::new(String::new(), value, Revision(1))
 }
 
 fn host(n: u128) -> HostId {

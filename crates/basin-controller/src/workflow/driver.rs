@@ -283,7 +283,7 @@ impl<S: Send + Sync + 'static> Driver<S> {
             task.message = String::new();
             task.finished_at = Some(Timestamp::now());
         }
-        let held = Versioned { key: keys::workflow(self.id), value: (), revision: self.revision };
+        let held = Versioned::new(keys::workflow(self.id), (), self.revision);
         let txn = TxnBuilder::new().replace(&read, &task).and(extra.unwrap_or_default());
         let saved = workflow.save()?;
         let record = phase.map(|phase| Record { phase, workflow: saved, ..self.record.clone() });

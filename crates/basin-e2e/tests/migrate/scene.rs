@@ -11,9 +11,17 @@ use basin_e2e::observe::Collector;
 use basin_e2e::{Cluster, Console, GATEWAY, Guest, Server, until};
 
 /// A cluster of so many servers, with storage that all of them share.
+#[allow(dead_code, reason = "not every test starts like this")]
 pub fn cluster(servers: usize) -> Cluster {
     let cluster = Cluster::start(servers);
+    form(&cluster);
+    cluster
+}
+
+/// Makes a cluster of servers that were started, with storage that all of them share.
+pub fn form(cluster: &Cluster) {
     cluster.form();
+    let servers = cluster.servers.len();
     let shared = cluster.shared().display().to_string();
     cluster.servers[0].cli(&["datastore", "create", "shared", &shared, "--shared"]).ok();
     for server in &cluster.servers {
@@ -32,7 +40,6 @@ pub fn cluster(servers: usize) -> Cluster {
             seen.is_ok_and(|c| c.store.is_some_and(|s| s.members.len() == 3))
         });
     }
-    cluster
 }
 
 pub fn disk(datastore: &str) -> NewDisk {

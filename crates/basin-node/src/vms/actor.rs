@@ -266,7 +266,7 @@ impl Actor {
         };
         match txn.commit(self.store()).await {
             Ok(revision) => {
-                live.status = Some(Versioned { key, value: status.clone(), revision });
+                live.status = Some(Versioned::new(key, status.clone(), revision));
                 Ok(true)
             }
             Err(CommitError::Refused(_)) => {

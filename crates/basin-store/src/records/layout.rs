@@ -9,7 +9,8 @@
 //! layout of a kind: raise its number in [`current`], add a step to [`migrate`]
 //! that turns a value of the number before into one of the new, and keep the
 //! steps: a store may skip releases. A field that older code may ignore and
-//! newer code defaults needs no new layout.
+//! newer code defaults needs no new layout: older code keeps it when it changes
+//! the record (see [`super::Unknown`]).
 
 use basin_model::keys::Kind;
 use bytes::Bytes;
@@ -17,7 +18,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::unknown::{self, Unknown};
 use crate::store::StoreError;
+
+/// Whether a kind of record has several writers, which leave each other's fields alone.
+/// An owner says all it knows anew, and what it does not know is not so any more.
+fn is_shared(key: &str) -> bool {
+    let kind = Kind::parse(key).map(|(kind, _)| kind);
+    !matches!(kind, Some(Kind::VmStatus | Kind::HostStatus | Kind::Alive))
+}
 
 /// The layout this version writes for records under a key.
 pub(crate) fn current(key: &str) -> u32 {
@@ -50,16 +59,36 @@ struct Envelope {
 
 #[derive(Deserialize)]
 struct Incoming<T> {
+    /// Known already.
+    #[serde(rename = "layout")]
+    _layout: serde::de::IgnoredAny,
     record: T,
 }
 
-pub(crate) fn encode<T: Serialize>(key: &str, record: &T) -> Result<Bytes, StoreError> {
-    serde_json::to_vec(&Outgoing { layout: current(key), record })
+/// `unknown` is of the record as it was before; none of a new one.
+pub(crate) fn encode<T: Serialize>(
+    key: &str,
+    record: &T,
+    unknown: &Unknown,
+) -> Result<Bytes, StoreError> {
+    let layout = current(key);
+    let bytes = if unknown.is_empty() {
+        serde_json::to_vec(&Outgoing { layout, record })
+    } else {
+        serde_json::to_value(record).and_then(|mut value| {
+            unknown.put_into(&mut value);
+            serde_json::to_vec(&Outgoing { layout, record: &value })
+        })
+    };
+    bytes
         .map(Bytes::from)
         .map_err(|e| StoreError::Invalid(format!("record {key} has no JSON form: {e}")))
 }
 
-pub(crate) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {
+pub(crate) fn decode<T: DeserializeOwned>(
+    key: &str,
+    bytes: &[u8],
+) -> Result<(T, Unknown), StoreError> {
     open(key, bytes, current(key), migrate)
 }
 
@@ -68,7 +97,7 @@ fn open<T: DeserializeOwned>(
     bytes: &[u8],
     current: u32,
     migrate: impl Fn(&str, u32, Value) -> Result<Value, String>,
-) -> Result<T, StoreError> {
+) -> Result<(T, Unknown), StoreError> {
     let unusable = |why: String| StoreError::Unusable(format!("record {key} {why}"));
     let damaged = |e: serde_json::Error| unusable(format!("is damaged: {e}"));
     let Envelope { layout } = serde_json::from_slice(bytes).map_err(damaged)?;
@@ -78,17 +107,30 @@ fn open<T: DeserializeOwned>(
              upgrade this server"
         )));
     }
+    let mut places = Vec::new();
     if layout == current {
         // Read straight: a server that starts reads every record there is.
-        let Incoming { record } = serde_json::from_slice(bytes).map_err(damaged)?;
-        return Ok(record);
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let passed_over = |path: serde_ignored::Path<'_>| places.push(unknown::place(&path));
+        let read = serde_ignored::deserialize::<_, _, Incoming<T>>(&mut json, passed_over);
+        let record = read.and_then(|read| json.end().map(|()| read)).map_err(damaged)?.record;
+        if places.is_empty() || !is_shared(key) {
+            return Ok((record, Unknown::default()));
+        }
+        let whole: Incoming<Value> = serde_json::from_slice(bytes).map_err(damaged)?;
+        // They begin at the envelope.
+        let places: Vec<_> = places.iter().filter_map(|place| unknown::within(place)).collect();
+        return Ok((record, Unknown::of(whole.record, &places)));
     }
-    let Incoming::<Value> { mut record } = serde_json::from_slice(bytes).map_err(damaged)?;
+    let Incoming::<Value> { mut record, .. } = serde_json::from_slice(bytes).map_err(damaged)?;
     for from in layout..current {
         record = migrate(key, from, record)
             .map_err(|e| unusable(format!("cannot be brought to layout {current}: {e}")))?;
     }
-    serde_json::from_value(record).map_err(damaged)
+    let value = serde_ignored::deserialize(&record, |path| places.push(unknown::place(&path)));
+    let value = value.map_err(damaged)?;
+    let unknown = if is_shared(key) { Unknown::of(record, &places) } else { Unknown::default() };
+    Ok((value, unknown))
 }
 
 #[cfg(test)]
@@ -115,7 +157,7 @@ mod tests {
     fn check(stored: &Value, expect: Result<Value, &str>) {
         let got = open::<Value>(KEY, stored.to_string().as_bytes(), 3, rename);
         match (got, expect) {
-            (Ok(got), Ok(expect)) => assert_eq!(got, expect),
+            (Ok((got, _)), Ok(expect)) => assert_eq!(got, expect),
             (Err(StoreError::Unusable(got)), Err(expect)) => {
                 assert!(got.contains(expect) && got.contains(KEY), "{got}");
             }
@@ -137,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_encoded_decodes() {
-        let bytes = encode(KEY, &json!({"a": [1, 2]})).unwrap();
-        assert_eq!(decode::<Value>(KEY, &bytes).unwrap(), json!({"a": [1, 2]}));
+        let bytes = encode(KEY, &json!({"a": [1, 2]}), &Unknown::default()).unwrap();
+        assert_eq!(decode::<Value>(KEY, &bytes).unwrap().0, json!({"a": [1, 2]}));
     }
 }

@@ -2,12 +2,14 @@
 
 mod layout;
 mod txn;
+mod unknown;
 mod watch;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use txn::{CommitError, TxnBuilder};
+pub use unknown::Unknown;
 pub use watch::{RecordEvent, watch_records};
 
 use crate::store::{Commit, Compare, Entry, Revision, Store, StoreError, Txn};
@@ -19,12 +21,21 @@ pub struct Versioned<T> {
     pub value: T,
     /// When it was last put: what an ETag shows and a condition compares.
     pub revision: Revision,
+    /// What only a newer release of Basin understands of it: stays when it is replaced.
+    pub unknown: Unknown,
+}
+
+impl<T> Versioned<T> {
+    /// A record of this release.
+    pub fn new(key: String, value: T, revision: Revision) -> Versioned<T> {
+        Versioned { key, value, revision, unknown: Unknown::default() }
+    }
 }
 
 /// Reads a record out of an entry.
 pub fn from_entry<T: DeserializeOwned>(entry: &Entry) -> Result<Versioned<T>, StoreError> {
-    let value = layout::decode(&entry.key, &entry.value)?;
-    Ok(Versioned { key: entry.key.clone(), value, revision: entry.modified })
+    let (value, unknown) = layout::decode(&entry.key, &entry.value)?;
+    Ok(Versioned { key: entry.key.clone(), value, revision: entry.modified, unknown })
 }
 
 pub async fn get<T: DeserializeOwned>(
@@ -70,15 +81,17 @@ where
         let Some(entry) = store.get(key).await? else {
             return Err(UpdateError::Absent(key.to_owned()));
         };
-        let value = change(from_entry(&entry)?.value).map_err(UpdateError::Refused)?;
-        let bytes = layout::encode(key, &value)?;
+        let read: Versioned<T> = from_entry(&entry)?;
+        let (unknown, revision) = (read.unknown, read.revision);
+        let value = change(read.value).map_err(UpdateError::Refused)?;
+        let bytes = layout::encode(key, &value, &unknown)?;
         if bytes == entry.value {
-            return Ok(Versioned { key: key.to_owned(), value, revision: entry.modified });
+            return Ok(Versioned { key: key.to_owned(), value, revision, unknown });
         }
         let op = crate::Op::Put { key: key.to_owned(), value: bytes, lease: None };
         let when = vec![Compare::Unchanged(key.to_owned(), entry.modified)];
         if let Commit::Done(revision) = store.commit(Txn { when, then: vec![op] }).await? {
-            return Ok(Versioned { key: key.to_owned(), value, revision });
+            return Ok(Versioned { key: key.to_owned(), value, revision, unknown });
         }
     }
 }

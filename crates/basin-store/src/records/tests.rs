@@ -14,7 +14,7 @@ async fn records_are_read_as_written() {
     assert_eq!(get::<u32>(&store, KEY).await.unwrap(), None);
     let revision = TxnBuilder::new().create(KEY, &7u32).commit(&store).await.unwrap();
     let read = get::<u32>(&store, KEY).await.unwrap().unwrap();
-    assert_eq!(read, Versioned { key: KEY.to_owned(), value: 7, revision });
+    assert_eq!(read, Versioned::new(KEY.to_owned(), 7, revision));
     assert_eq!(list::<u32>(&store, "/basin/v1/vm/").await.unwrap(), (vec![read], revision));
 }
 
@@ -122,4 +122,31 @@ async fn keys_and_records_of_any_shape_survive() {
     let value = json!({"ü": [null, 1.5, "\u{0}"], "record": {"layout": 9}});
     TxnBuilder::new().put("k", &value).commit(&store).await.unwrap();
     assert_eq!(get::<Value>(&store, "k").await.unwrap().unwrap().value, value);
+}
+
+/// A release that knows less of a record changes it.
+#[tokio::test]
+async fn a_change_keeps_what_only_a_newer_release_knows() {
+    #[derive(serde::Serialize, serde::Deserialize, Clone)]
+    struct Old {
+        size: u32,
+    }
+    let store = MemStore::new();
+    let newer = |size: u32| json!({ "size": size, "color": "red" });
+    let shared = "/basin/v1/volume/x";
+    let owned = "/basin/v1/vm-status/x";
+    let txn = TxnBuilder::new().create(shared, &newer(1)).create(owned, &newer(1));
+    txn.commit(&store).await.unwrap();
+    let read = async |key| get::<Value>(&store, key).await.unwrap().unwrap().value;
+
+    let old = get::<Old>(&store, shared).await.unwrap().unwrap();
+    TxnBuilder::new().replace(&old, &Old { size: 2 }).commit(&store).await.unwrap();
+    assert_eq!(read(shared).await, newer(2));
+    for key in [shared, owned] {
+        let grow = |old: Old| Ok::<_, ()>(Old { size: old.size + 2 });
+        update(&store, key, grow).await.unwrap();
+    }
+    assert_eq!(read(shared).await, newer(4));
+    // What one server alone says of itself is what it knows, and no more.
+    assert_eq!(read(owned).await, json!({ "size": 3 }));
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Versioned, layout};
+use super::{Unknown, Versioned, layout};
 use crate::store::{Commit, Compare, LeaseId, Op, Revision, Store, StoreError, Txn};
 
 /// Collects conditions and changes.
@@ -62,7 +62,7 @@ impl TxnBuilder {
     }
 
     pub fn put<T: Serialize>(self, key: impl Into<String>, value: &T) -> Self {
-        self.put_op(key.into(), value, None)
+        self.put_op(key.into(), value, &Unknown::default(), None)
     }
 
     /// The record goes when the lease ends.
@@ -72,11 +72,17 @@ impl TxnBuilder {
         value: &T,
         lease: LeaseId,
     ) -> Self {
-        self.put_op(key.into(), value, Some(lease))
+        self.put_op(key.into(), value, &Unknown::default(), Some(lease))
     }
 
-    fn put_op<T: Serialize>(mut self, key: String, value: &T, lease: Option<LeaseId>) -> Self {
-        match layout::encode(&key, value) {
+    fn put_op<T: Serialize>(
+        mut self,
+        key: String,
+        value: &T,
+        unknown: &Unknown,
+        lease: Option<LeaseId>,
+    ) -> Self {
+        match layout::encode(&key, value, unknown) {
             Ok(value) => self.txn.then.push(Op::Put { key, value, lease }),
             Err(e) => self.invalid = self.invalid.or(Some(e)),
         }
@@ -89,9 +95,10 @@ impl TxnBuilder {
         self.require_absent(key.clone()).put(key, value)
     }
 
-    /// A new value for the record that was read: requires that it is unchanged.
+    /// A new value for the record that was read: requires that it is unchanged. What a
+    /// newer release noted in it stays.
     pub fn replace<T, U: Serialize>(self, read: &Versioned<T>, value: &U) -> Self {
-        self.require_unchanged(read).put(read.key.clone(), value)
+        self.require_unchanged(read).put_op(read.key.clone(), value, &read.unknown, None)
     }
 
     pub fn delete(mut self, key: impl Into<String>) -> Self {
