@@ -94,6 +94,10 @@ fn is_own(name: &str) -> bool {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+    if path.is_dir() {
+        fs::remove_dir_all(path)?
+    } else {
+        fs::remove_file(path)?
+    }
     Ok(())
 }

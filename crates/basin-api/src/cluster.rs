@@ -20,6 +20,10 @@ pub struct Cluster {
     pub leader: Option<Reference>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<Store>,
+    /// How long servers' certificates are good; each is replaced after two thirds of that.
+    /// Absent while the server is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_life_seconds: Option<u64>,
     /// The last attempt to form or join a cluster from this server, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_attempt: Option<FailedAttempt>,
@@ -69,6 +73,11 @@ pub struct ClusterCreate {
     /// An etcd to use instead of one that Basin runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etcd: Option<ExternalEtcd>,
+    /// How long servers' certificates are to be good, from a minute to ten years; a year,
+    /// when absent. A server whose daemon does not run for a third of it has to be given
+    /// a new one by the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_life_seconds: Option<u64>,
 }
 
 /// An etcd that Basin does not run.

@@ -49,7 +49,8 @@ impl Server {
         let child = lock(&self.daemon).take();
         self.place.lose_power();
         if let Some(mut child) = child {
-            child.wait().expect("wait for the daemon");
+            // Whoever killed it may have taken it away, too.
+            let _ = child.wait();
         }
         // The kernel's boot id cannot be changed, but what the daemon noted of it.
         let note = self.place.state_dir().join("boot-id");

@@ -69,17 +69,16 @@ fn etcd_pids(cluster: &Cluster) -> BTreeSet<u32> {
 fn hears(server: &Server, events: &mut Events, what: &str) {
     eventually(&format!("{} hears of {what}", name(server)), BOOT, || {
         let next = server.call(async { tokio::time::timeout(BOOT, events.next()).await });
-        format!("{:?}", next.expect("an event in time").expect("an event")).contains(what).then_some(())
+        format!("{:?}", next.expect("an event in time").expect("an event"))
+            .contains(what)
+            .then_some(())
     });
 }
 
 /// Every server takes changes, tells all others, and shows the guest's console.
 fn one_entity(cluster: &Cluster, round: &str, guest: &str) {
-    let mut streams: Vec<Events> = cluster
-        .servers
-        .iter()
-        .map(|s| s.ok(s.client().events(&["volume"], None)))
-        .collect();
+    let mut streams: Vec<Events> =
+        cluster.servers.iter().map(|s| s.ok(s.client().events(&["volume"], None))).collect();
     for (n, server) in cluster.servers.iter().enumerate() {
         let made = format!("{round}-{n}");
         server.done(server.client().create::<Volume>(&volume(&made, None)));

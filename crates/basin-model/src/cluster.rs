@@ -1,5 +1,7 @@
 //! What is only there when several servers are one: who leads, who is alive, who may join.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,9 @@ pub struct ClusterRecord {
     /// Where etcd is that Basin does not run; none: it runs its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_etcd: Option<ExternalEtcd>,
+    /// How long servers' certificates are good; none: a year.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_life: Option<Duration>,
 }
 
 /// An etcd that Basin only uses.

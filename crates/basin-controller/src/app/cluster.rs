@@ -1,6 +1,7 @@
 //! The cluster: forming it, joining one, letting servers in.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use basin_api::cluster::{ClusterCreate, ClusterJoin, JoinTokenCreate};
 use basin_model::cluster::{Authority, ClusterRecord, ExternalEtcd, Issued, JoinToken};
@@ -8,12 +9,15 @@ use basin_model::datastore::{DatastoreKind, DatastoreState, Sharing};
 use basin_model::host::QemuInfo;
 use basin_model::keys;
 use basin_model::task::Problem;
-use basin_model::{Name, TokenId};
+use basin_model::{HostId, Name, TokenId};
+use basin_node::cluster::KeptAuthority;
 use basin_node::cluster::found::{Found, try_external};
 use basin_node::cluster::join::Join;
-use basin_node::cluster::wire::{JoinAnswer, JoinAsk, JoinStore, JoinToken as Token, OwnDatastore};
-use basin_node::pki::{ClusterCa, PkiError, Revoked, Subject};
-use basin_store::records::{self, TxnBuilder};
+use basin_node::cluster::wire::{
+    JoinAnswer, JoinAsk, JoinStore, JoinToken as Token, OwnDatastore, RenewAnswer, RenewAsk,
+};
+use basin_node::pki::{ClusterCa, Facts, PkiError, Revoked, Subject, check_expired};
+use basin_store::records::{self, CommitError, TxnBuilder};
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
@@ -35,8 +39,10 @@ impl App {
         if let Some(external) = &external {
             try_external(external).await?;
         }
+        let certificate_life = create.certificate_life_seconds.map(certificate_life).transpose()?;
         let (host, name) = self.own();
-        self.seat.found(Found { host, name, advertise, api_port, external }).await
+        let found = Found { host, name, advertise, api_port, external, certificate_life };
+        self.seat.found(found).await
     }
 
     /// Has this server join a cluster. It must have nothing that the cluster would not have.
@@ -59,7 +65,7 @@ impl App {
         self.seat.join(request).await
     }
 
-    fn own(&self) -> (basin_model::HostId, Name) {
+    fn own(&self) -> (HostId, Name) {
         let host = self.nodes().local();
         let snapshot = self.inventory().read();
         let name = snapshot.hosts.get(&host).map(|h| h.value.meta.name.clone());
@@ -137,12 +143,11 @@ impl App {
 
     /// Lets a server in, if its token says so.
     pub async fn admit(&self, ask: &JoinAsk) -> Result<JoinAnswer, Problem> {
-        let ca = load(&self.authority().await?)?;
-        let record = records::get::<ClusterRecord>(self.store(), &keys::cluster()).await;
-        let record = record.map_err(|e| store_problem(&e))?.ok_or_else(problems::no_cluster)?.value;
+        let (kept, ca) = self.signer().await?;
+        let record = self.cluster_record().await?;
         let subject =
             Subject { host: ask.host, name: ask.name.clone(), addresses: vec![ask.address] };
-        let (chain, issued) = sign(&ca, &ask.csr, &subject)?;
+        let (chain, issued) = sign(&ca, &ask.csr, &subject, kept.life())?;
         self.commit(|snapshot, mint| {
             let txn = admit(ask, env!("CARGO_PKG_VERSION"), snapshot, mint.now)?;
             Ok(((), txn.create(keys::issued(&issued.serial), &issued)))
@@ -169,11 +174,60 @@ impl App {
         csr: &str,
         subject: &Subject,
     ) -> Result<(String, String), Problem> {
-        let ca = load(&self.authority().await?)?;
-        let (chain, issued) = sign(&ca, csr, subject)?;
+        let (kept, ca) = self.signer().await?;
+        let (chain, issued) = sign(&ca, csr, subject, kept.life())?;
         let txn = TxnBuilder::new().create(keys::issued(&issued.serial), &issued);
         txn.commit(self.store()).await.map_err(problems::store_unavailable)?;
         Ok((chain, ca.certificate_pem()))
+    }
+
+    /// Signs a new certificate for a server of the cluster whose own has expired.
+    pub async fn renew_expired(&self, ask: &RenewAsk) -> Result<RenewAnswer, Problem> {
+        let (_, ca) = self.signer().await?;
+        let now = Timestamp::now();
+        let host = check_expired(&ca, &ask.certificate, &ask.csr, now).map_err(unsigned)?;
+        let subject = {
+            let snapshot = self.inventory().read();
+            let record = snapshot.hosts.get(&host).map(|h| &h.value);
+            let removed = snapshot.removed_hosts.contains_key(&host);
+            let record = record.filter(|_| !removed).ok_or_else(|| {
+                problems::join_refused("it is no server of this cluster", "Have it join.")
+            })?;
+            let addresses = record.address.into_iter().collect();
+            Subject { host, name: record.meta.name.clone(), addresses }
+        };
+        let (chain, bundle) = self.renew_certificate(&ask.csr, &subject).await?;
+        tracing::info!(%host, name = %subject.name, "an expired certificate was renewed");
+        Ok(RenewAnswer { chain, bundle })
+    }
+
+    /// A certificate that this server has signed itself is known, too, to be revoked one day.
+    pub async fn note_issued(&self, host: HostId, about: &Facts) -> Result<(), Problem> {
+        let (serial, expires_at) = (about.serial.clone(), about.not_after);
+        let issued = Issued { host, serial, expires_at };
+        let txn = TxnBuilder::new().create(keys::issued(&issued.serial), &issued);
+        match txn.commit(self.store()).await {
+            Ok(_) | Err(CommitError::Refused(_)) => Ok(()),
+            Err(error) => Err(problems::store_unavailable(error)),
+        }
+    }
+
+    /// What signs certificates, as a server that keeps the state has it, too.
+    pub async fn kept_authority(&self) -> Result<KeptAuthority, Problem> {
+        let authority = self.authority().await?;
+        let certificate_life = self.cluster_record().await?.certificate_life;
+        Ok(KeptAuthority { authority, certificate_life })
+    }
+
+    async fn signer(&self) -> Result<(KeptAuthority, ClusterCa), Problem> {
+        let kept = self.kept_authority().await?;
+        let ca = load(&kept.authority)?;
+        Ok((kept, ca))
+    }
+
+    async fn cluster_record(&self) -> Result<ClusterRecord, Problem> {
+        let record = records::get::<ClusterRecord>(self.store(), &keys::cluster()).await;
+        Ok(record.map_err(|e| store_problem(&e))?.ok_or_else(problems::no_cluster)?.value)
     }
 
     /// The list of certificates of servers that were removed, as PEM.
@@ -224,14 +278,33 @@ fn hex(text: &str) -> Option<Vec<u8>> {
     digits.map(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok()).collect()
 }
 
-fn sign(ca: &ClusterCa, csr: &str, subject: &Subject) -> Result<(String, Issued), Problem> {
-    let chain = ca.sign(csr, subject, Timestamp::now()).map_err(|e| match e {
-        PkiError::Refused(_) => problems::join_refused(e, "See the daemon's log on both servers."),
-        e => certificate(&e),
-    })?;
+fn sign(
+    ca: &ClusterCa,
+    csr: &str,
+    subject: &Subject,
+    life: SignedDuration,
+) -> Result<(String, Issued), Problem> {
+    let chain = ca.sign_for(csr, subject, life, Timestamp::now()).map_err(unsigned)?;
     let facts = basin_node::pki::facts_of_chain(&chain).map_err(|e| certificate(&e))?;
     let issued = Issued { host: subject.host, serial: facts.serial, expires_at: facts.not_after };
     Ok((chain, issued))
+}
+
+fn unsigned(error: PkiError) -> Problem {
+    match error {
+        PkiError::Refused(_) => {
+            problems::join_refused(error, "See the daemon's log on both servers.")
+        }
+        error => certificate(&error),
+    }
+}
+
+/// Shorter ones than a minute would be renewed all the time, and longer ones outlive the CA.
+fn certificate_life(seconds: u64) -> Result<Duration, Problem> {
+    if (60..=3650 * 24 * 3600).contains(&seconds) {
+        return Ok(Duration::from_secs(seconds));
+    }
+    Err(problems::invalid("certificate_life_seconds: it is from a minute to ten years"))
 }
 
 fn load(authority: &Authority) -> Result<ClusterCa, Problem> {

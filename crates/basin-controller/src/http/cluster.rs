@@ -13,8 +13,10 @@ use basin_api::reference::Reference;
 use basin_model::HostId;
 use basin_node::NodeError;
 use basin_node::cluster::wire::{
-    JOIN_PATH, JoinAsk, LEADS_PATH, REMOVED_PATH, STORE_PATH, StoreSeen,
+    JOIN_PATH, JoinAsk, LEADS_PATH, REMOVED_PATH, RENEW_PATH, RenewAnswer, RenewAsk, STORE_PATH,
+    StoreSeen,
 };
+use basin_node::pki::SERVER_LIFE;
 use basin_node::remote::refuse;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -100,6 +102,7 @@ pub fn joining(context: Context) -> axum::Router {
         .route(&format!("{REMOVED_PATH}/{{host}}"), axum::routing::get(removed))
         .route(LEADS_PATH, axum::routing::get(leads))
         .route(STORE_PATH, axum::routing::get(store))
+        .route(RENEW_PATH, axum::routing::post(renew))
         .with_state(context)
 }
 
@@ -136,6 +139,20 @@ async fn admit(
     }
 }
 
+/// Who asks shows the key that it had a certificate for.
+async fn renew(
+    State(context): State<Context>,
+    Body(ask): Body<RenewAsk>,
+) -> Result<Json<RenewAnswer>, axum::response::Response> {
+    match context.app.renew_expired(&ask).await {
+        Ok(answer) => Ok(Json(answer)),
+        Err(problem) => {
+            tracing::info!("an expired certificate was not renewed: {}", problem.detail);
+            Err(refuse(NodeError(problem)))
+        }
+    }
+}
+
 fn cluster(app: &App) -> Cluster {
     let snapshot = app.inventory().read();
     let lead = app.leadership.now();
@@ -157,6 +174,10 @@ fn cluster(app: &App) -> Cluster {
             asks: contact.asks,
             age_ms: u64::try_from(contact.age.as_millis()).unwrap_or(u64::MAX),
             lost: contact.lost,
+        }),
+        certificate_life_seconds: snapshot.cluster.as_ref().map(|c| {
+            let usual = SERVER_LIFE.unsigned_abs();
+            c.certificate_life.unwrap_or(usual).as_secs()
         }),
         failed_attempt: app.seat.failed().map(|failed| FailedAttempt {
             attempt: failed.attempt.to_string(),

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::attempt::{self, Intent};
 use super::config::external_options;
-use super::{ClusterConfig, ClusterDir, StoreConfig};
+use super::{ClusterConfig, ClusterDir, KeptAuthority, StoreConfig};
 use crate::etcd::{EtcdMember, Resident};
 use crate::fault::point;
 use crate::files;
@@ -42,6 +42,8 @@ pub struct Found {
     pub advertise: IpAddr,
     pub api_port: u16,
     pub external: Option<ExternalEtcd>,
+    /// A year, where none is given.
+    pub certificate_life: Option<Duration>,
 }
 
 /// Makes everything that can be made while the daemon serves. With the intent noted,
@@ -53,7 +55,13 @@ pub fn prepare(next: &ClusterDir, found: &Found, id: Uuid) -> Result<(), Problem
     let subject =
         Subject { host: found.host, name: found.name.clone(), addresses: vec![found.advertise] };
     let (key, csr) = request(&subject).map_err(|e| unmade(&e))?;
-    let chain = ca.sign(&csr, &subject, now).map_err(|e| unmade(&e))?;
+    // The CA's key is here only until the store has it.
+    let authority = KeptAuthority {
+        authority: Authority { certificate: ca.certificate_pem(), key: ca.key_pem() },
+        certificate_life: found.certificate_life,
+    };
+    let life = authority.life();
+    let chain = ca.sign_for(&csr, &subject, life, now).map_err(|e| unmade(&e))?;
     let material = Material::parse(&chain, &key, &ca.certificate_pem()).map_err(|e| unmade(&e))?;
     let cluster = Uuid::now_v7();
     let store = match &found.external {
@@ -71,8 +79,6 @@ pub fn prepare(next: &ClusterDir, found: &Found, id: Uuid) -> Result<(), Problem
     let write = || {
         next.store_revoked(&list)?;
         next.store(&config)?;
-        // The CA's key is here only until the store has it.
-        let authority = Authority { certificate: ca.certificate_pem(), key: ca.key_pem() };
         let text = serde_json::to_vec(&authority).map_err(std::io::Error::other)?;
         files::write(&next.path().join(attempt::AUTHORITY), &text, 0o600, None)?;
         point("init/intent/before");
@@ -98,7 +104,7 @@ pub async fn move_in(
     let material = next.tls().load().map_err(|e| unreadable(&e))?;
     let material = material.ok_or_else(|| unreadable(&"no certificate"))?;
     let authority = next.path().join(attempt::AUTHORITY);
-    let kept: Authority = std::fs::read(&authority)
+    let kept: KeptAuthority = std::fs::read(&authority)
         .map_err(|e| unreadable(&e))
         .and_then(|text| serde_json::from_slice(&text).map_err(|e| unreadable(&e)))?;
     let resident = config.resident(host, next, None, stop.clone());
@@ -167,7 +173,7 @@ async fn settle(
     config: &ClusterConfig,
     host: HostId,
     material: &Material,
-    authority: &Authority,
+    kept: &KeptAuthority,
 ) -> Result<(), Problem> {
     let now = Timestamp::now();
     let failed = |e: StoreError| store(&e);
@@ -175,7 +181,13 @@ async fn settle(
         StoreConfig::External(external) => Some(external.clone()),
         StoreConfig::Own { .. } => None,
     };
-    let record = ClusterRecord { id: config.cluster, formed_at: now, epoch: 0, external_etcd };
+    let record = ClusterRecord {
+        id: config.cluster,
+        formed_at: now,
+        epoch: 0,
+        external_etcd,
+        certificate_life: kept.certificate_life,
+    };
     let own = records::get::<Host>(to, &keys::host(host)).await.map_err(failed)?;
     let own = own.ok_or_else(|| {
         let advice = "restart the daemon, then try again";
@@ -193,7 +205,7 @@ async fn settle(
     };
     let txn = TxnBuilder::new()
         .put(keys::cluster(), &record)
-        .put(keys::authority(), authority)
+        .put(keys::authority(), &kept.authority)
         .put(keys::issued(&issued.serial), &issued)
         .replace(&own, &new);
     txn.commit(to).await.map(drop).map_err(|e| {

@@ -9,13 +9,17 @@
 //! - [`follow`]: tends this server's member of etcd, and follows where all are.
 //! - [`restore`]: the state comes from a backup, on one server; [`attach`]: the others
 //!   follow.
+//! - `authority`: the CA's key, where the state is kept anyway. `expired`: a new
+//!   certificate for a server that comes back too late to ask for it as usual.
 //! - `known`: where the other servers are, should the store not answer. [`leave`]:
 //!   a server that was removed begins anew.
 //! - [`wire`]: what a joining server and the cluster say to each other.
 
 mod attach;
 pub mod attempt;
+mod authority;
 mod config;
+mod expired;
 pub mod follow;
 pub mod found;
 pub mod join;
@@ -25,7 +29,9 @@ pub mod restore;
 pub mod wire;
 
 pub use attach::{attach, newer_store};
+pub use authority::KeptAuthority;
 pub use config::{ClusterConfig, ClusterDir, StoreConfig, etcd_url, no_member};
+pub use expired::{has_expired, renew_expired};
 pub use known::{KnownServer, shut_out};
 
 /// Where a member of etcd answers clients, and other members.

@@ -23,6 +23,27 @@ pub const LEADS_PATH: &str = "/internal/v1/leads";
 /// Where it says which store it uses.
 pub const STORE_PATH: &str = "/internal/v1/store";
 
+/// Where it gives a new certificate to a server whose own has expired.
+pub const RENEW_PATH: &str = "/internal/v1/renew";
+
+/// A server whose certificate has expired asks for another one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RenewAsk {
+    /// The old one, as PEM.
+    pub certificate: String,
+    /// For the same key, as PEM.
+    pub csr: String,
+}
+
+/// It gets one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RenewAnswer {
+    /// The certificate and the CA that signed it, as PEM.
+    pub chain: String,
+    /// Every CA that the cluster trusts, as PEM.
+    pub bundle: String,
+}
+
 /// The store that a server uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreSeen {

@@ -19,7 +19,8 @@ use super::{Bundle, Facts, Fingerprint, PkiError, facts};
 /// As long as clocks may differ between servers when one joins, and again as much.
 const BACKDATED: SignedDuration = SignedDuration::from_mins(10);
 const CA_LIFE: SignedDuration = SignedDuration::from_hours(24 * 3653);
-const SERVER_LIFE: SignedDuration = SignedDuration::from_hours(24 * 365);
+/// How long a server's certificate is good, where nothing else was asked for.
+pub const SERVER_LIFE: SignedDuration = SignedDuration::from_hours(24 * 365);
 
 /// A CA with its key. Its key is the cluster's most precious secret.
 pub struct ClusterCa {
@@ -102,6 +103,17 @@ impl ClusterCa {
         subject: &Subject,
         now: Timestamp,
     ) -> Result<String, PkiError> {
+        self.sign_for(csr_pem, subject, SERVER_LIFE, now)
+    }
+
+    /// As [`ClusterCa::sign`], for so long.
+    pub fn sign_for(
+        &self,
+        csr_pem: &str,
+        subject: &Subject,
+        life: SignedDuration,
+        now: Timestamp,
+    ) -> Result<String, PkiError> {
         if now >= self.facts.not_after {
             let expired = self.facts.not_after;
             return Err(PkiError::Refused(format!("the cluster's CA has expired on {expired}")));
@@ -109,8 +121,12 @@ impl ClusterCa {
         let request = request::check(csr_pem, subject)?;
         let mut params = subject.params()?;
         params.use_authority_key_identifier_extension = true;
-        let end = (now + SERVER_LIFE).min(self.facts.not_after);
-        set_life(&mut params, now - BACKDATED, end);
+        // Not of the key, as it would be: a key may get a certificate once more.
+        params.serial_number = Some(serial());
+        let end = (now + life).min(self.facts.not_after);
+        // A short one is not renewed before it begins.
+        let from = now - BACKDATED.min(life / 6);
+        set_life(&mut params, from, end);
         let what = "a certificate";
         let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key);
         let issuer = issuer.map_err(|e| unmade(what, e))?;
@@ -154,6 +170,13 @@ impl ClusterCa {
 pub struct Revoked {
     pub serial: Vec<u8>,
     pub at: Timestamp,
+}
+
+/// Random, positive, and of the same length always.
+fn serial() -> SerialNumber {
+    let mut bytes = uuid::Uuid::new_v4().into_bytes();
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    SerialNumber::from(bytes.to_vec())
 }
 
 fn since_epoch(at: Timestamp) -> Duration {

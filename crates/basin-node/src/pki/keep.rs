@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use basin_model::task::Problem;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,6 +15,8 @@ use crate::problem::problem;
 /// The clock may be set meanwhile, so no sleep is longer.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 const TRY_AGAIN: Duration = Duration::from_secs(60);
+/// Where less is left: this part of the time until it expires.
+const TRIES_LEFT: u32 = 10;
 
 /// Gets requests signed: by the cluster's CA, wherever its key is.
 #[async_trait]
@@ -54,7 +56,9 @@ pub async fn keep_renewed(
                     Err(why) => {
                         warn!("this server's certificate cannot be renewed: {}", why.detail);
                         trouble.send_replace(Some(condition(&why, about.not_after, verdict)));
-                        TRY_AGAIN
+                        let left = about.not_after.duration_since(Timestamp::now());
+                        let left = left.max(SignedDuration::ZERO).unsigned_abs();
+                        (left / TRIES_LEFT).clamp(Duration::from_secs(1), TRY_AGAIN)
                     }
                 }
             }

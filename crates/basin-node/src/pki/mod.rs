@@ -15,6 +15,7 @@ mod fingerprint;
 mod keep;
 mod material;
 mod renew;
+mod renew_expired;
 mod request;
 mod verify;
 
@@ -22,7 +23,7 @@ mod verify;
 mod tests;
 
 pub use bundle::Bundle;
-pub use ca::{ClusterCa, Revoked};
+pub use ca::{ClusterCa, Revoked, SERVER_LIFE};
 pub use credentials::{Admit, Credentials, fixed_server, pinned_client};
 pub use distrust::{Distrust, Spoken, spoken};
 pub use facts::{Facts, PeerIdentity, facts, facts_of_chain};
@@ -31,6 +32,7 @@ pub use fingerprint::Fingerprint;
 pub use keep::{Sign, keep_renewed};
 pub use material::Material;
 pub use renew::{Renewal, renewal};
+pub use renew_expired::{check_expired, request_again};
 pub use request::{Subject, request};
 
 /// Marks requests that came over a connection with a server's certificate of this cluster.

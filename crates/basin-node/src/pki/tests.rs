@@ -170,3 +170,57 @@ fn a_bundle_takes_in_and_gives_up_cas() {
     assert!(Bundle::parse(server.chain_pem()).is_err(), "a server is no CA");
     assert!(Bundle::parse("").is_err());
 }
+
+#[test]
+fn short_lives_are_renewed_in_time() {
+    let ca = ClusterCa::create("prod", now()).unwrap();
+    for seconds in [60, 3600, 90 * 24 * 3600] {
+        let subject = subject("192.0.2.7");
+        let (key, csr) = request(&subject).unwrap();
+        let (life, made) = (SignedDuration::from_secs(seconds), now());
+        let chain = ca.sign_for(&csr, &subject, life, made).unwrap();
+        let about = Material::parse(&chain, &key, &ca.certificate_pem()).unwrap().facts().clone();
+        let Renewal::Later { at } = renewal(made, about.not_before, about.not_after) else {
+            panic!("{seconds}: due at once")
+        };
+        let (waits, left) = (at.duration_since(made), about.not_after.duration_since(at));
+        assert!(waits > life / 2 && left > life / 4, "{seconds}: {waits} {left}");
+    }
+}
+
+#[test]
+fn an_expired_certificate_proves_whose_the_request_is_and_nothing_else() {
+    let ca = ClusterCa::create("prod", now()).unwrap();
+    let subject = subject("192.0.2.7");
+    let then = now() - SignedDuration::from_hours(24 * 400);
+    let signed = |ca: &ClusterCa, at: Timestamp| {
+        let (key, csr) = request(&subject).unwrap();
+        let chain = ca.sign(&csr, &subject, at).unwrap();
+        Material::parse(&chain, &key, &ca.certificate_pem()).unwrap()
+    };
+    let old = signed(&ca, then);
+    let csr = request_again(&old).unwrap();
+    assert_eq!(check_expired(&ca, old.chain_pem(), &csr, now()).unwrap(), subject.host);
+    // What comes of it is for the same key, and says what the records say.
+    let chain = ca.sign(&csr, &subject, now()).unwrap();
+    let new = Material::parse(&chain, old.key_pem(), &ca.certificate_pem()).unwrap();
+    assert!(new.facts().not_after > now() && new.host() == subject.host);
+    assert_ne!(new.facts().serial, old.facts().serial);
+
+    let refused = |chain: &str, csr: &str, why: &str| {
+        let error = check_expired(&ca, chain, csr, now()).unwrap_err();
+        assert!(matches!(error, PkiError::Refused(_)), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    // Somebody who has seen the certificate, and not its key.
+    let thief = request_again(&signed(&ca, then)).unwrap();
+    refused(old.chain_pem(), &thief, "not of the old certificate's key");
+    let other = ClusterCa::create("prod", then).unwrap();
+    let foreign = signed(&other, then);
+    let foreign_csr = request_again(&foreign).unwrap();
+    refused(foreign.chain_pem(), &foreign_csr, "not of this cluster's CA");
+    refused(&ca.certificate_pem(), &csr, "no server's");
+    let early = signed(&ca, now() + SignedDuration::from_hours(1));
+    refused(early.chain_pem(), &request_again(&early).unwrap(), "compare the servers' clocks");
+    refused("x", &csr, "cannot be read");
+}

@@ -26,7 +26,7 @@ mod upload;
 
 pub use body::{PeerBody, full};
 pub use call::refuse;
-pub use join::{ask_for_store, ask_to_join, ask_whether_leads, ask_whether_removed};
+pub use join::{ask_for_store, ask_to_join, ask_to_renew, ask_whether_leads, ask_whether_removed};
 pub use listen::{Tls, serve};
 pub use node::RemoteNode;
 pub use peer::{Peer, PeerAddress, Peers};

@@ -58,6 +58,7 @@ async fn the_first_member_is_the_same_where_its_directory_ends_up() {
         advertise: own_address().into(),
         api_port: 7443,
         external: None,
+        certificate_life: None,
     };
     let single = single(host).await;
     prepare(&next, &found, Uuid::now_v7()).unwrap();

@@ -119,7 +119,7 @@ fn open<T: DeserializeOwned>(
         }
         let whole: Incoming<Value> = serde_json::from_slice(bytes).map_err(damaged)?;
         // They begin at the envelope.
-        let places: Vec<_> = places.iter().filter_map(|place| unknown::within(place)).collect();
+        let places: Vec<_> = places.iter().filter_map(unknown::within).collect();
         return Ok((record, Unknown::of(whole.record, &places)));
     }
     let Incoming::<Value> { mut record, .. } = serde_json::from_slice(bytes).map_err(damaged)?;

@@ -9,7 +9,7 @@ use super::error::CliError;
 use super::out;
 use super::session::Session;
 use super::table::Sheet;
-use super::text::{clean, size};
+use super::text::{clean, parse_seconds, seconds, size};
 use crate::restore::RestoreArgs;
 
 #[derive(Debug, Args)]
@@ -35,6 +35,10 @@ pub struct Init {
     etcd_cert: Option<PathBuf>,
     #[arg(long, value_name = "FILE", requires = "etcd_cert", help = "Its key (PEM)")]
     etcd_key: Option<PathBuf>,
+    /// How long servers' certificates are good, such as 90d; a year, if not given. They are
+    /// replaced by themselves after two thirds of that
+    #[arg(long, value_name = "TIME", value_parser = parse_seconds)]
+    certificate_life: Option<u64>,
 }
 
 impl Init {
@@ -50,7 +54,8 @@ impl Init {
                 endpoints: self.etcd,
             }),
         };
-        let create = ClusterCreate { advertise: self.advertise, etcd };
+        let certificate_life_seconds = self.certificate_life;
+        let create = ClusterCreate { advertise: self.advertise, etcd, certificate_life_seconds };
         let cluster = session.client.form_cluster(&create).await?;
         formed(session, &cluster, "the cluster is formed, with this server as its first")
     }
@@ -153,6 +158,9 @@ fn sheet(cluster: &Cluster) -> Sheet {
                 sheet.pair("State", "current");
             }
         }
+    }
+    if let Some(life) = cluster.certificate_life_seconds {
+        sheet.pair("Certificates", format!("good for {}", seconds(life)));
     }
     if let Some(failed) = &cluster.failed_attempt
         && cluster.mode == Mode::Single

@@ -12,11 +12,14 @@ use basin_model::cluster::ClusterRecord;
 use basin_model::task::Problem;
 use basin_model::{HostId, Name, keys};
 use basin_node::cluster::attempt::{self, Failed, Intent};
-use basin_node::cluster::{ClusterConfig, ClusterDir, attach, found, newer_store, shut_out};
+use basin_node::cluster::{
+    ClusterConfig, ClusterDir, attach, found, has_expired, newer_store, renew_expired, shut_out,
+};
 use basin_node::etcd::{Resident, Voters, voters};
 use basin_node::pki::Material;
 use basin_qemu::qemu::cgroup::Cgroups;
 use basin_store::{EtcdStore, Fanout, SqliteStore, Store, StoreError, records};
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -76,7 +79,7 @@ pub async fn open(
     }
     match current.load()? {
         None => Ok(Opened::Ready(Arc::new(sqlite(state_dir)?), None)),
-        Some(config) => cluster(args, host, current, config, stop).await,
+        Some(config) => cluster(args, host, name, current, config, stop).await,
     }
 }
 
@@ -110,6 +113,7 @@ async fn move_in(
 async fn cluster(
     args: &ServeArgs,
     host: HostId,
+    name: &Name,
     dir: ClusterDir,
     config: ClusterConfig,
     stop: &CancellationToken,
@@ -131,6 +135,14 @@ async fn cluster(
         // The store may need this very member to answer.
         resident.resume().await;
     }
+    // An etcd of somebody else's has its own certificates: this one is renewed as usual.
+    let material = match resident.is_some() && has_expired(&material, Timestamp::now()) {
+        false => material,
+        true => match renewed(&dir, &config, host, name, &material).await {
+            Some(new) => new,
+            None => return Ok(Opened::Removed),
+        },
+    };
     let store = Arc::new(EtcdStore::connect(&config.etcd_options(&material))?);
     info!("waiting for the cluster's store");
     let waited = tokio::select! {
@@ -145,6 +157,35 @@ async fn cluster(
     let shared = Arc::new(Fanout::new(store.clone(), keys::ROOT));
     let parts = MemberParts { dir, config, material, store, resident, voters, replace_after };
     Ok(Opened::Ready(shared, Some(Box::new(parts))))
+}
+
+/// A new certificate in place of one that has expired; none: the cluster has shut this
+/// server out.
+async fn renewed(
+    dir: &ClusterDir,
+    config: &ClusterConfig,
+    host: HostId,
+    name: &Name,
+    material: &Material,
+) -> Option<Material> {
+    let mut said = None;
+    loop {
+        if shut_out(dir, host, material).await {
+            return None;
+        }
+        match renew_expired(dir, config, host, name, material).await {
+            Ok(new) => {
+                info!(until = %new.facts().not_after, "an expired certificate was replaced");
+                return Some(new);
+            }
+            Err(problem) if said.is_none_or(|at: Instant| at.elapsed() > SAY_EVERY) => {
+                warn!("{}; {}. VMs go on", problem.detail, problem.advice);
+                said = Some(Instant::now());
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// What the store says of the cluster, once it answers.
