@@ -179,7 +179,8 @@ fn certificates_are_replaced_while_everything_goes_on() {
     });
     let mut members_now = one.members();
     let mut members = members;
-    (members.sort(), members_now.sort());
+    members.sort();
+    members_now.sort();
     assert_eq!(members_now, members);
 }
 

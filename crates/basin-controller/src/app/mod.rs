@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod baseline;
 pub mod bootstrap;
+mod certificates;
 pub mod cluster;
 pub mod datastores;
 pub mod drains;

@@ -4,13 +4,14 @@
 //!
 //! - `args`: what it is told. `state`: where the store is, and what was left half done.
 //! - `engine`: what runs machines, networks and disks. `cluster`: what only a server
-//!   of a cluster has and does. `seat`: how it becomes one. `leave`: how it
+//!   of a cluster has and does, `expiry` among it. `seat`: how it becomes one. `leave`: how it
 //!   stops being one. `children`: those of before.
 
 mod args;
 mod children;
 mod cluster;
 mod engine;
+mod expiry;
 mod identity;
 mod leave;
 mod seat;
