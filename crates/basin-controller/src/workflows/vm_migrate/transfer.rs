@@ -277,7 +277,7 @@ impl VmMigrate {
 }
 
 /// The server was not reached, which says nothing about what it does.
-fn is_unreachable(problem: &Problem) -> bool {
+pub(super) fn is_unreachable(problem: &Problem) -> bool {
     matches!(
         problem.code.as_str(),
         "host-unreachable"
