@@ -323,6 +323,28 @@ pub fn migration_failed(
     )
 }
 
+/// What was free when the move began has been taken since.
+pub fn moved_to_full(
+    vm: impl Display,
+    from: &str,
+    to: &str,
+    disks: &[String],
+    stores: &[String],
+) -> Problem {
+    let quoted = |names: &[String]| {
+        names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
+    };
+    let (disks, stores) = (quoted(disks), quoted(stores));
+    problem(
+        "migration-failed",
+        format!(
+            "VM '{vm}' has not moved from {from} to {to}: datastore {stores} on {to} is full, and \
+             there is no space left for its disk {disks}. It runs on, on {from}."
+        ),
+        format!("Make space on datastore {stores}, or name another one; then move it again."),
+    )
+}
+
 pub fn waiting(detail: impl Into<String>) -> Problem {
     problem("waiting", detail, "Nothing is to be done; see whether both servers are up.")
 }
@@ -382,6 +404,7 @@ mod tests {
             no_address("s"),
             forward_loop("s"),
             only_servers("x"),
+            moved_to_full("v", "a", "b", &["d".into()], &["s".into()]),
         ];
         for problem in all {
             assert_ne!(status(&problem.code).0, 500, "{}", problem.code);
