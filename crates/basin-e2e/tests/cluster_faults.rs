@@ -7,5 +7,7 @@ mod drain;
 mod full;
 #[path = "cluster_faults/leader_dies.rs"]
 mod leader_dies;
+#[path = "cluster_faults/parted.rs"]
+mod parted;
 #[path = "migrate/scene.rs"]
 mod scene;

@@ -213,7 +213,9 @@ pub fn store_unavailable(why: impl Display) -> Problem {
     problem(
         "store-unavailable",
         format!("The change cannot be kept: {why}"),
-        "VMs go on running. See that the state directory's file system has space and is writable.",
+        "VMs go on running. In a cluster, see that most of the servers that keep the state are up \
+         and reach each other ('basin cluster show'); on a server by itself, that the state \
+         directory's file system has space and is writable.",
     )
 }
 
