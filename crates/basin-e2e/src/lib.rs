@@ -38,6 +38,7 @@ pub mod process;
 pub mod raw;
 mod server;
 mod start;
+mod traces;
 mod wait;
 
 pub use cluster::{Cluster, Fabric, GATEWAY, Slow};

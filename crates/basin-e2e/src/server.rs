@@ -100,6 +100,11 @@ impl Server {
         lock(&self.daemon).as_ref().expect("the daemon runs").id()
     }
 
+    /// Whether its daemon was started and has not been stopped, killed or seen to end.
+    pub fn is_up(&self) -> bool {
+        lock(&self.daemon).is_some()
+    }
+
     /// kill -9 of the daemon alone.
     #[track_caller]
     pub fn kill(&self) {

@@ -11,8 +11,8 @@ use basin_api::datastore::Datastore;
 use basin_api::image::{Image, ImageKind};
 use basin_api::reference::List;
 use basin_api::task::{Task, TaskState};
-use basin_api::vm::{Boot, Machine, State, Vm, VmCreate};
-use basin_api::volume::{Volume, VolumeGrow};
+use basin_api::vm::{Boot, DiskChoice, Machine, NewDisk, State, Vm, VmCreate};
+use basin_api::volume::{Volume, VolumeGrow, VolumeSource, VolumeState};
 use basin_e2e::images::{MIB, existing, import, vm, volume};
 use basin_e2e::{BOOT, Cluster, Server, eventually, until};
 
@@ -48,14 +48,14 @@ impl Pair {
         dies.set_up(|setup| setup.env(FAULT, place));
         dies.boot();
         // As it says itself; the store may name an earlier daemon of its for a while.
-        until("it leads", || leads(dies));
+        until("it leads", || dies.leads());
         stays.boot();
         until("the other one knows", || stays.leader().as_deref() == Some("srv1"));
         // It may be lost with the one that dies; a refusal is told should that one live.
         println!("{place}: the answer: {:?}", operation(stays));
         dies.wait_dead();
         let since = Instant::now();
-        until("the other one leads", || leads(stays));
+        until("the other one leads", || stays.leads());
         println!("{place}: another one leads after {:?}", since.elapsed());
         let task = eventually(&format!("{place}: the task ends"), BOOT, || over(stays));
         // What the first one knows when it is back is the same.
@@ -66,11 +66,6 @@ impl Pair {
         assert_eq!((task.kind.as_str(), task.state), (kind, TaskState::Done), "{place}: {task:?}");
         task
     }
-}
-
-fn leads(server: &Server) -> bool {
-    let ask = "curl -sk https://127.0.0.1:7443/internal/v1/leads";
-    server.sh(ask).trim() == "true"
 }
 
 /// The last task, when none is under way.
@@ -145,6 +140,7 @@ fn tasks_of_machines_come_to_their_end() {
         answer(s.call(s.client().vm_action("m0", basin_api::client::VmAction::PowerOff)))
     });
     server.guest("m0").wait_state(State::Stopped);
+    disks_are_added(&pair, "m0");
     pair.cut("vm-power-on/watch/before", |s| {
         answer(s.call(s.client().vm_action("m0", basin_api::client::VmAction::Start)))
     });
@@ -155,6 +151,28 @@ fn tasks_of_machines_come_to_their_end() {
             answer(s.call(s.client().delete_vm(name, how)))
         });
         assert!(!exists::<Vm>(server, name));
+    }
+}
+
+/// Each time there is one disk more, which is whole, and no volume that nobody has.
+fn disks_are_added(pair: &Pair, vm: &str) {
+    let server = pair.other();
+    let volumes = || server.ok(server.client().list::<Volume>()).items.len();
+    let before = (volumes(), server.guest(vm).vm().disks.len());
+    let steps = ["make", "attach"].into_iter().flat_map(|s| ["before", "after"].map(|p| (s, p)));
+    for (n, (step, point)) in (1..).zip(steps) {
+        let source = VolumeSource::Blank { size_bytes: MIB };
+        let datastore = Some(OWN.to_owned());
+        let disk = DiskChoice::New { source, format: None, datastore };
+        let disk = NewDisk { disk, read_only: false, serial: None };
+        pair.cut(&format!("vm-disk-add/{step}/{point}"), |s| {
+            answer(s.call(s.client().attach_disk(vm, &disk)))
+        });
+        let disks = server.guest(vm).vm().disks;
+        assert_eq!((volumes(), disks.len()), (before.0 + n, before.1 + n), "{step}/{point}");
+        let added = &disks.last().expect("a disk").volume.id;
+        let added = server.ok(server.client().get::<Volume>(added));
+        assert_eq!(added.state, VolumeState::Ready, "{step}/{point}: {added:?}");
     }
 }
 

@@ -90,6 +90,9 @@ pub enum MirrorPhase {
     /// The target is of no use. The guest goes on with its own disk, unharmed.
     Failed {
         reason: String,
+        /// There was no space left for it.
+        #[serde(default)]
+        full: bool,
     },
     /// It was given up.
     Stopped,

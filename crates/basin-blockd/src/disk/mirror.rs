@@ -47,7 +47,7 @@ impl Disk {
         let reason = "blockd ended and was started again while the disk was mirrored".into();
         *lock(&self.mirrors.lost) = Some(MirrorState {
             mirror,
-            phase: MirrorPhase::Failed { reason },
+            phase: MirrorPhase::Failed { reason, full: false },
             done: Bytes::ZERO,
             left: self.size(),
             sent: Bytes::ZERO,

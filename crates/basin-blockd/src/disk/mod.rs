@@ -247,7 +247,7 @@ impl Disk {
                 Err(DiskError::new(ErrorCode::Invalid, message))
             }
             _ if !mirrored => self.check_here(),
-            Some(MirrorPhase::Failed { reason }) => useless(&reason),
+            Some(MirrorPhase::Failed { reason, .. }) => useless(&reason),
             Some(MirrorPhase::Stopped) => useless("it was given up"),
             None => useless("there is none"),
             Some(_) => Ok(()),

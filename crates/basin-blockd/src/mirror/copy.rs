@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Mirroring;
+use super::failure::Failure;
 use super::map::CHUNK;
 use super::zeros::runs;
 use crate::io::plain::{Aligned, Extent};
@@ -27,13 +28,13 @@ impl Mirroring {
                 continue;
             };
             if let Err(why) = self.copy(run).await {
-                return self.fail(&why);
+                return self.fail(why);
             }
             self.look_whether_in_sync();
         }
     }
 
-    async fn copy(self: &Arc<Mirroring>, run: Range<u64>) -> Result<(), String> {
+    async fn copy(self: &Arc<Mirroring>, run: Range<u64>) -> Result<(), Failure> {
         let len = run.end - run.start;
         let first = self.extents(run.start, len, 1).await?;
         let zero = first.first().filter(|e| e.zero && e.len >= CHUNK.min(len)).map(|e| e.len);
@@ -68,7 +69,7 @@ impl Mirroring {
     }
 
     /// What was a hole may have been written to before it was our turn.
-    async fn copy_hole(&self, client: &Client, run: Range<u64>) -> Result<(), String> {
+    async fn copy_hole(&self, client: &Client, run: Range<u64>) -> Result<(), Failure> {
         let mut at = run.start;
         while at < run.end {
             for extent in self.extents(at, run.end - at, EXTENTS).await? {
@@ -91,7 +92,7 @@ impl Mirroring {
     }
 
     /// At most a chunk.
-    async fn copy_data(&self, client: &Client, part: Range<u64>) -> Result<(), String> {
+    async fn copy_data(&self, client: &Client, part: Range<u64>) -> Result<(), Failure> {
         let (block, offset) = (Arc::clone(&self.block), part.start);
         let len = (part.end - part.start) as usize;
         let read = tokio::task::spawn_blocking(move || {
@@ -107,7 +108,7 @@ impl Mirroring {
             if is_zero {
                 zero(client, at..at + run.len() as u64).await?;
             } else {
-                client.write(at, &data, run, false).await.map_err(|e| e.to_string())?;
+                client.write(at, &data, run, false).await?;
             }
         }
         Ok(())
@@ -115,11 +116,11 @@ impl Mirroring {
 }
 
 /// At most what is copied in one go. Left alone if it is zero already: a new volume is.
-async fn zero(client: &Client, part: Range<u64>) -> Result<(), String> {
+async fn zero(client: &Client, part: Range<u64>) -> Result<(), Failure> {
     let len = u32::try_from(part.end - part.start).map_err(|e| e.to_string())?;
-    let is_zero = client.is_zero(part.start, len).await.map_err(|e| e.to_string())?;
+    let is_zero = client.is_zero(part.start, len).await?;
     if is_zero {
         return Ok(());
     }
-    client.zero(part.start, len, false).await.map_err(|e| e.to_string())
+    Ok(client.zero(part.start, len, false).await?)
 }

@@ -144,7 +144,7 @@ impl Mirroring {
 
     fn note(self: &Arc<Mirroring>, outcome: Result<(), NbdError>) {
         if let Err(why) = outcome {
-            self.fail(&why.to_string());
+            self.fail(why);
         }
     }
 }

@@ -31,6 +31,12 @@ impl Map {
         self.size.div_ceil(CHUNK)
     }
 
+    /// Of what a guest writes. A disk that has grown ends its mirror, and may be written to
+    /// beyond its former end before that is done.
+    fn chunks_of(&self, range: &Range<u64>) -> Range<u64> {
+        range.start / CHUNK..range.end.div_ceil(CHUNK).min(self.chunks())
+    }
+
     fn is_same(&self, chunk: u64) -> bool {
         self.same[(chunk / 64) as usize] & 1 << (chunk % 64) != 0
     }
@@ -83,7 +89,7 @@ impl Map {
 
     /// Both sides may differ here from now on.
     pub fn spoil(&mut self, range: &Range<u64>) {
-        for chunk in range.start / CHUNK..range.end.div_ceil(CHUNK) {
+        for chunk in self.chunks_of(range) {
             if self.is_same(chunk) {
                 self.same[(chunk / 64) as usize] &= !(1 << (chunk % 64));
                 self.left += 1;
@@ -96,12 +102,15 @@ impl Map {
     /// same and are to stay so. The copy brings the others.
     pub fn parts(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut parts: Vec<Range<u64>> = Vec::new();
-        for chunk in range.start / CHUNK..range.end.div_ceil(CHUNK) {
+        for chunk in self.chunks_of(range) {
             if !self.is_same(chunk) {
                 continue;
             }
             let start = (chunk * CHUNK).max(range.start);
-            let end = ((chunk + 1) * CHUNK).min(range.end);
+            let end = ((chunk + 1) * CHUNK).min(range.end).min(self.size);
+            if start >= end {
+                continue;
+            }
             match parts.last_mut() {
                 Some(last) if last.end == start => last.end = end,
                 _ => parts.push(start..end),
@@ -149,6 +158,23 @@ mod tests {
         assert_eq!(run, CHUNK..2 * CHUNK);
         map.settle(&run, false);
         assert_eq!(map.take(4).unwrap(), run);
+    }
+
+    #[test]
+    fn what_a_disk_has_grown_by_is_nobodys() {
+        let size = 2 * CHUNK + 512;
+        let mut map = Map::new(size);
+        let all = map.take(3).unwrap();
+        map.settle(&all, true);
+        let within = 2 * CHUNK..size;
+        assert_eq!(map.parts(&(2 * CHUNK..5 * CHUNK)), [within]);
+        for beyond in [2 * CHUNK + 512..2 * CHUNK + 1024, 300 * CHUNK..301 * CHUNK] {
+            assert!(map.parts(&beyond).is_empty(), "{beyond:?}");
+        }
+        map.spoil(&(300 * CHUNK..301 * CHUNK));
+        assert!(map.complete());
+        map.spoil(&(2 * CHUNK..5 * CHUNK));
+        assert_eq!(map.left(), CHUNK);
     }
 
     #[test]

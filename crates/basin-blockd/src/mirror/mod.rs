@@ -14,6 +14,7 @@
 
 mod bucket;
 mod copy;
+mod failure;
 mod guest;
 mod map;
 mod order;
@@ -38,6 +39,7 @@ use crate::io::Block;
 use crate::nbd::client::{Client, NbdError};
 use crate::nbd::tls::Identity;
 use bucket::Bucket;
+use failure::Failure;
 use map::Map;
 use order::{Order, Ticket};
 
@@ -157,7 +159,7 @@ impl Mirroring {
         let me = Arc::clone(&mirroring);
         mirroring.spawn(async move {
             if let Err(why) = me.start(&identity).await {
-                me.fail(&why);
+                me.fail(why);
             }
         });
         mirroring
@@ -212,7 +214,7 @@ impl Mirroring {
         self.spawn(async move {
             let why = client.ended().await;
             if !me.lock().leaving {
-                me.fail(&format!("the connection to server {} ended: {why}", me.mirror.host));
+                me.fail(format!("the connection to server {} ended: {why}", me.mirror.host));
             }
         });
     }
@@ -275,7 +277,7 @@ impl Mirroring {
             if let Err(why) = pinged.map(drop)
                 && !leaving
             {
-                self.fail(&format!("server {}: {why}", self.mirror.host));
+                self.fail(format!("server {}: {why}", self.mirror.host));
             }
         }
     }
@@ -351,8 +353,8 @@ impl Mirroring {
     }
 
     /// The other side is of no use any more.
-    fn fail(self: &Arc<Mirroring>, why: &str) {
-        self.end(MirrorPhase::Failed { reason: why.to_owned() });
+    fn fail(self: &Arc<Mirroring>, why: impl Into<Failure>) {
+        self.end(why.into().into());
     }
 
     /// What the other side has is old: the guest goes on here.
@@ -360,7 +362,7 @@ impl Mirroring {
         let mut state = self.lock();
         if state.phase == MirrorPhase::Finished {
             let reason = "the guest goes on here after the mirror had been finished".into();
-            state.phase = MirrorPhase::Failed { reason };
+            state.phase = MirrorPhase::Failed { reason, full: false };
         }
     }
 
@@ -406,7 +408,7 @@ impl Mirroring {
         };
         let begin = Instant::now();
         match self.take_leave(&clients) {
-            Err(why) => self.fail(&why),
+            Err(why) => self.fail(why),
             Ok(()) if self.advance(MirrorPhase::InSync, MirrorPhase::Finished) => {
                 tracing::info!(volume = %self.mirror.volume, took = ?begin.elapsed(),
                     "the mirror is finished");
@@ -421,14 +423,13 @@ impl Mirroring {
     }
 
     /// The other side has everything on its disk and knows it when this returns.
-    fn take_leave(&self, clients: &[Arc<Client>]) -> Result<(), String> {
-        let text = |why: NbdError| why.to_string();
+    fn take_leave(&self, clients: &[Arc<Client>]) -> Result<(), Failure> {
         if let Some(first) = clients.first() {
-            self.runtime.block_on(first.flush()).map_err(text)?;
+            self.runtime.block_on(first.flush())?;
         }
         self.lock().leaving = true;
         self.tapped.leaving()?;
         let all = futures::future::try_join_all(clients.iter().map(|c| c.leave()));
-        self.runtime.block_on(all).map(drop).map_err(text)
+        Ok(self.runtime.block_on(all).map(drop)?)
     }
 }

@@ -22,7 +22,7 @@ use super::proto::option::{self, REPLY_HEADER, answer, kind};
 use super::proto::reply::{CHUNK_HEADER, Chunk, Head, SIMPLE_HEADER, chunk_len};
 use super::proto::request::{Command, Request};
 use super::proto::{
-    FIXED_NEWSTYLE, IHAVEOPT, MIRROR_CONTEXT, NBD_MAGIC, NO_ZEROES, allocation, export_flags,
+    Errno, FIXED_NEWSTYLE, IHAVEOPT, MIRROR_CONTEXT, NBD_MAGIC, NO_ZEROES, allocation, export_flags,
 };
 use super::tls::Identity;
 use crate::io::plain::Aligned;
@@ -43,6 +43,8 @@ pub enum NbdError {
     /// The server answered with an error.
     #[error("the server refused: {0}")]
     Refused(String),
+    #[error("the server has no space left for it")]
+    NoSpace,
 }
 
 fn broken(why: impl std::fmt::Display) -> NbdError {
@@ -59,7 +61,7 @@ enum Answer {
 struct Pending {
     reply: oneshot::Sender<Result<Answer, NbdError>>,
     extents: Vec<(u32, u32)>,
-    refused: Option<String>,
+    refused: Option<NbdError>,
 }
 
 #[derive(Default)]
@@ -277,7 +279,7 @@ async fn read_in<S: AsyncRead>(
         reader.read_exact(&mut head[n..]).await.map_err(broken)?;
         match Head::parse(head).map_err(broken)? {
             Head::Simple { cookie, error } => {
-                let refused = (error != 0).then(|| format!("error {error}"));
+                let refused = (error != 0).then(|| refusal(error, ""));
                 settle(state, cookie, refused)?;
             }
             Head::Chunk { cookie, kind, done } => {
@@ -306,7 +308,7 @@ fn take_chunk(state: &Mutex<State>, cookie: u64, chunk: Chunk<'_>) -> Result<(),
     match chunk {
         Chunk::None => Ok(()),
         Chunk::Error { error, why } => {
-            pending.refused = Some(format!("error {error} {why}"));
+            pending.refused = Some(refusal(error, &why));
             Ok(())
         }
         Chunk::Status { extents, .. } => {
@@ -317,12 +319,20 @@ fn take_chunk(state: &Mutex<State>, cookie: u64, chunk: Chunk<'_>) -> Result<(),
     }
 }
 
+fn refusal(error: u32, why: &str) -> NbdError {
+    match error {
+        _ if error == Errno::NoSpc as u32 => NbdError::NoSpace,
+        _ if why.is_empty() => NbdError::Refused(format!("error {error}")),
+        _ => NbdError::Refused(format!("error {error} {why}")),
+    }
+}
+
 /// The answer is whole.
-fn settle(state: &Mutex<State>, cookie: u64, refused: Option<String>) -> Result<(), NbdError> {
+fn settle(state: &Mutex<State>, cookie: u64, refused: Option<NbdError>) -> Result<(), NbdError> {
     let pending = lock(state).pending.remove(&cookie);
     let pending = pending.ok_or_else(|| broken("an answer that nobody asked for"))?;
     let answer = match refused.or(pending.refused) {
-        Some(why) => Err(NbdError::Refused(why)),
+        Some(why) => Err(why),
         None if pending.extents.is_empty() => Ok(Answer::Done),
         None => Ok(Answer::Status(pending.extents)),
     };

@@ -98,7 +98,7 @@ impl Pair {
     /// The mirror has failed; why.
     pub fn failure(&self) -> String {
         until("the failure", || match self.state().phase {
-            MirrorPhase::Failed { reason } => Some(reason),
+            MirrorPhase::Failed { reason, .. } => Some(reason),
             _ => None,
         })
     }

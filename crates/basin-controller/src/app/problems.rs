@@ -213,7 +213,9 @@ pub fn store_unavailable(why: impl Display) -> Problem {
     problem(
         "store-unavailable",
         format!("The change cannot be kept: {why}"),
-        "VMs go on running. See that the state directory's file system has space and is writable.",
+        "VMs go on running. In a cluster, see that most of the servers that keep the state are up \
+         and reach each other ('basin cluster show'); on a server by itself, that the state \
+         directory's file system has space and is writable.",
     )
 }
 
@@ -323,6 +325,28 @@ pub fn migration_failed(
     )
 }
 
+/// What was free when the move began has been taken since.
+pub fn moved_to_full(
+    vm: impl Display,
+    from: &str,
+    to: &str,
+    disks: &[String],
+    stores: &[String],
+) -> Problem {
+    let quoted = |names: &[String]| {
+        names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
+    };
+    let (disks, stores) = (quoted(disks), quoted(stores));
+    problem(
+        "migration-failed",
+        format!(
+            "VM '{vm}' has not moved from {from} to {to}: datastore {stores} on {to} is full, and \
+             there is no space left for its disk {disks}. It runs on, on {from}."
+        ),
+        format!("Make space on datastore {stores}, or name another one; then move it again."),
+    )
+}
+
 pub fn waiting(detail: impl Into<String>) -> Problem {
     problem("waiting", detail, "Nothing is to be done; see whether both servers are up.")
 }
@@ -382,6 +406,7 @@ mod tests {
             no_address("s"),
             forward_loop("s"),
             only_servers("x"),
+            moved_to_full("v", "a", "b", &["d".into()], &["s".into()]),
         ];
         for problem in all {
             assert_ne!(status(&problem.code).0, 500, "{}", problem.code);

@@ -117,11 +117,21 @@ async fn leader(context: &Context) -> Result<Leader, Problem> {
             Err(_) => problems::no_leader(),
         };
         if Instant::now() >= until {
-            return Err(why);
+            return Err(without(why, is_lost(context)));
         }
         let another = changes.wait_for(|lead| *lead != Lead::Other(host));
         let _ = tokio::time::timeout(ASK_AGAIN, another).await;
     }
+}
+
+fn is_lost(context: &Context) -> bool {
+    context.app.seat.contact().is_some_and(|contact| contact.lost.is_some())
+}
+
+/// Pure. Why nobody does it. Without the store, whoever led last is not who leads: that it
+/// cannot be reached is not what has to be mended.
+fn without(why: Problem, store_lost: bool) -> Problem {
+    if store_lost { problems::no_leader() } else { why }
 }
 
 /// Whoever changes something here reads it here, next; and is heard with what is known here.
@@ -159,6 +169,13 @@ fn say_age(context: &Context, answer: &mut Response) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leader_of_before_is_no_reason() {
+        let why = || problems::silent("srv1", Duration::from_secs(1));
+        assert_eq!(without(why(), false), why());
+        assert_eq!(without(why(), true), problems::no_leader());
+    }
 
     #[test]
     fn changes_and_tasks_are_the_leaders() {

@@ -5,6 +5,7 @@ use basin_api::host::Host;
 
 use super::Cluster;
 use crate::server::{Cli, Server};
+use crate::start::Setup;
 use crate::wait::until;
 
 impl Cluster {
@@ -37,6 +38,37 @@ impl Cluster {
         self.servers[n].cli(&["join", &url, "--token", token, "--advertise", &address])
     }
 
+    /// Has one of the servers lead, with its daemon set up anew; some may be stopped. What
+    /// they keep running, guests and etcd, goes on.
+    #[track_caller]
+    pub fn have_lead(&self, n: usize, change: impl FnOnce(Setup) -> Setup) {
+        let leader = &self.servers[n];
+        let each = |work: fn(&Server), but: Option<usize>| {
+            std::thread::scope(|scope| {
+                let others = self.servers.iter().enumerate().filter(|(m, _)| Some(*m) != but);
+                others.for_each(|(_, server)| drop(scope.spawn(|| work(server))));
+            });
+        };
+        each(
+            |server| {
+                if server.is_up() {
+                    server.stop()
+                }
+            },
+            None,
+        );
+        leader.set_up(change);
+        // Alone, it is elected.
+        leader.boot();
+        // As it says itself; the store may name an earlier daemon of its for a while.
+        until("it leads", || leader.leads());
+        each(Server::boot, Some(n));
+        let name = leader.ok(leader.client().version()).host;
+        for server in &self.servers {
+            until("all know who leads", || server.leader().as_deref() == Some(&name));
+        }
+    }
+
     /// Waits until so many servers have a member of etcd.
     #[track_caller]
     pub fn wait_members(&self, asked: usize, count: usize) {
@@ -66,6 +98,12 @@ impl Server {
         let store = self.call(self.client().cluster()).ok().and_then(|c| c.store);
         let members = store.map(|s| s.members).unwrap_or_default();
         members.into_iter().filter_map(|m| m.name).collect()
+    }
+
+    /// Whether it leads, as it says itself.
+    pub fn leads(&self) -> bool {
+        let ask = "curl -sk https://127.0.0.1:7443/internal/v1/leads || true";
+        self.sh(ask).trim() == "true"
     }
 
     /// The server that leads, as this one knows.

@@ -104,7 +104,7 @@ impl Server {
 
     async fn failure(&self) -> String {
         let failed = async || match self.mirror().await?.phase {
-            MirrorPhase::Failed { reason } => Some(reason),
+            MirrorPhase::Failed { reason, .. } => Some(reason),
             _ => None,
         };
         until(failed).await

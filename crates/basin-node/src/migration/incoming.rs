@@ -265,11 +265,16 @@ impl Coming {
     }
 
     async fn clear(&self, parts: &Parts, record: Option<&Vm>) -> Answer<()> {
-        let cleared = match record {
-            Some(vm) => parts.clear(vm, self.generation).await,
-            None => parts.dismantle(self.vm).await,
+        let cleared = async {
+            match record {
+                Some(vm) => parts.clear(vm, self.generation).await,
+                None => {
+                    parts.dismantle(self.vm).await?;
+                    parts.forget(self.vm).await
+                }
+            }
         };
-        cleared.map_err(|e| NodeError(e.problem))
+        cleared.await.map_err(|e| NodeError(e.problem))
     }
 }
 

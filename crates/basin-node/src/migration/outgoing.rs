@@ -113,6 +113,10 @@ struct Stay {
     why: String,
 }
 
+fn stayed(cancelled: bool, why: String) -> Stage {
+    Stage::Stayed { cancelled, why, full: Vec::new() }
+}
+
 fn stay(why: impl std::fmt::Display) -> Stay {
     Stay { cancelled: false, why: why.to_string() }
 }
@@ -125,9 +129,12 @@ impl Driver {
             true => self.move_guest().await,
             false => match self.copy_disks().await {
                 Ok(()) => self.move_guest().await,
-                Err(Stay { cancelled, why }) => Stage::Stayed { cancelled, why },
+                Err(Stay { cancelled, why }) => stayed(cancelled, why),
             },
         };
+        if let Stage::Stayed { full, .. } = &mut stage {
+            *full = self.without_space().await;
+        }
         if let Stage::Stayed { .. } = stage
             && let Err(error) = take_back(&*self.disks, &self.leaving).await
         {
@@ -194,7 +201,7 @@ impl Driver {
                 report.bandwidth = BytesPerSecond(rate.get());
                 report.remaining_time = seconds(copied.left, rate);
             });
-            if let Some(MirrorPhase::Failed { reason }) =
+            if let Some(MirrorPhase::Failed { reason, .. }) =
                 states.iter().map(|m| &m.phase).find(|p| p.has_ended())
             {
                 return Err(stay(format!("a disk cannot be copied: {reason}")));
@@ -218,6 +225,13 @@ impl Driver {
         let ours = |volume: VolumeId| self.mirrored().any(|v| v == volume);
         let ours = all.into_iter().filter(|state| ours(state.export.volume));
         Ok(ours.filter_map(|state| state.mirror).collect())
+    }
+
+    /// Disks for which the target had no room, as far as is known.
+    async fn without_space(&self) -> Vec<VolumeId> {
+        let states = self.mirrors().await.unwrap_or_default().into_iter();
+        let full = states.filter(|m| matches!(m.phase, MirrorPhase::Failed { full: true, .. }));
+        full.map(|state| state.mirror.volume).collect()
     }
 
     /// An earlier daemon brought it this far.
@@ -250,7 +264,7 @@ impl Driver {
                 Ok(()) => {}
                 Err(EngineError::Gone) => return Stage::SourceGone,
                 Err(error) => {
-                    return Stage::Stayed { cancelled: false, why: node_error(&error).0.detail };
+                    return stayed(false, node_error(&error).0.detail);
                 }
             }
         }
@@ -270,15 +284,9 @@ impl Driver {
         };
         match outcome {
             Ok(Moved { downtime, .. }) => Stage::Moved { downtime },
-            Err(DriveError::Cancelled) => {
-                Stage::Stayed { cancelled: true, why: "it was cancelled".to_owned() }
-            }
-            Err(DriveError::GaveUp { why } | DriveError::Failed { why }) => {
-                Stage::Stayed { cancelled: false, why }
-            }
-            Err(DriveError::NotBegun) => {
-                Stage::Stayed { cancelled: false, why: "QEMU did not begin".to_owned() }
-            }
+            Err(DriveError::Cancelled) => stayed(true, "it was cancelled".to_owned()),
+            Err(DriveError::GaveUp { why } | DriveError::Failed { why }) => stayed(false, why),
+            Err(DriveError::NotBegun) => stayed(false, "QEMU did not begin".to_owned()),
             Err(DriveError::Unclear { why }) => Stage::Unclear { why },
             Err(DriveError::SourceGone) => Stage::SourceGone,
         }

@@ -94,6 +94,9 @@ pub enum Stage {
         /// It was asked to.
         cancelled: bool,
         why: String,
+        /// The disks for which the target had no space left.
+        #[serde(default)]
+        full: Vec<VolumeId>,
     },
     /// The target may run the guest; the source does not.
     Unclear { why: String },

@@ -119,14 +119,14 @@ impl Parts {
     /// Takes away everything of a move that does not come about.
     pub async fn clear(&self, vm: &Vm, generation: Generation) -> Result<(), Unready> {
         self.dismantle(vm.id).await?;
-        let Some(migration) = &vm.migration else { return Ok(()) };
-        for (volume, to) in &migration.disks {
+        for (volume, to) in vm.migration.iter().flat_map(|migration| &migration.disks) {
             // Also where the try ended before there was a note.
             self.disks.revoke(*volume, generation).await.map_err(unready)?;
             let place = self.images.datastores.get(to.datastore)?;
             place.delete(*volume).await.map_err(unready)?;
         }
-        Ok(())
+        // What its machine logged, and variables of its firmware: the guest's are elsewhere.
+        self.forget(vm.id).await
     }
 
     /// Whether a machine has used its disks, by what blockd counts.

@@ -313,7 +313,7 @@ impl NodeApi for Fake {
     async fn migrate_report(&self, vm: VmId, task: TaskId) -> Answer<Report> {
         self.note("migrate_report", json!([vm, task]))?;
         Ok(Report {
-            stage: Stage::Stayed { cancelled: true, why: "ü".into() },
+            stage: Stage::Stayed { cancelled: true, why: "ü".into(), full: Vec::new() },
             disks: Copied { total: Bytes(9), left: Bytes(3) },
             memory: Copied::default(),
             dirty_rate: basin_model::BytesPerSecond(1),

@@ -64,6 +64,10 @@ const CHECK_WITHIN: Duration = Duration::from_secs(30);
 /// How long the source has to let go of a guest that has left it.
 const LET_GO_WITHIN: Duration = Duration::from_secs(30);
 
+/// A source that does not answer, for its daemon is being restarted, has this long to forget
+/// a guest that has left it.
+const FORGET_WITHIN: Duration = Duration::from_secs(60);
+
 /// How long a new owner has to say how its VM is, before the task is done without that.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -276,11 +280,11 @@ impl VmMigrate {
                 tracing::error!(%volume, "a disk that has moved is where it was, and stays");
                 continue;
             }
-            let_go(|| source.delete_volume(volume)).await?;
+            let_go(|| source.delete_volume(volume), Duration::ZERO).await?;
         }
         // Its console's log and the like: of no use there, and no reason to keep the VM
         // locked until a server that has died comes back.
-        if let Err(problem) = let_go(|| source.forget_vm(self.id())).await {
+        if let Err(problem) = let_go(|| source.forget_vm(self.id()), FORGET_WITHIN).await {
             let (vm, why) = (&self.vm.meta.name, problem.detail);
             tracing::warn!(%vm, why, "what the source knows of a VM that has left it stays");
         }
@@ -299,9 +303,11 @@ impl VmMigrate {
     }
 }
 
-/// Asks for something that the source does as soon as the guest's remains are gone.
+/// Asks for something that the source does as soon as the guest's remains are gone, and it
+/// answers.
 async fn let_go<'a>(
     ask: impl Fn() -> BoxFuture<'a, Result<(), NodeError>> + Send,
+    answers_within: Duration,
 ) -> Result<(), Problem> {
     let begun = tokio::time::Instant::now();
     loop {
@@ -311,6 +317,9 @@ async fn let_go<'a>(
                 if begun.elapsed() < LET_GO_WITHIN
                     && matches!(e.0.code.as_str(), "volume-in-use" | "vm-running") =>
             {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            Err(e) if begun.elapsed() < answers_within && transfer::is_unreachable(&e.0) => {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
             Err(e) => return Err(refused(e)),

@@ -1,8 +1,10 @@
 //! The guest goes over: the source does it and is watched, and so is the VM's record. It
 //! ends when the target has claimed the VM, or when it is certain that it never will.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use basin_model::VolumeId;
 use basin_model::task::Problem;
 use basin_node::NodeError;
 use basin_node::migration::types::{Begin, Report, Stage};
@@ -143,6 +145,7 @@ impl VmMigrate {
             Stage::Stayed { cancelled: true, .. } if cx.cancel.is_cancelled() => {
                 Over { why: problems::cancelled(), stayed: true }
             }
+            Stage::Stayed { full, .. } if !full.is_empty() => self.full(full, cx),
             Stage::Stayed { why, .. } => self.failed(why, true, cx),
             Stage::Unclear { why } => self.failed(why, false, cx),
             _ => self.failed("its machine ended while it moved", false, cx),
@@ -269,6 +272,22 @@ impl VmMigrate {
         }
     }
 
+    /// The datastores that its disks were to go to are full.
+    fn full(&self, disks: &[VolumeId], cx: &StepContext<Services>) -> Over {
+        let stores: BTreeSet<String> = {
+            let snapshot = cx.services.inventory.read();
+            let to = disks.iter().filter_map(|disk| self.disks.get(disk)).map(|to| to.datastore);
+            let name = |id| snapshot.datastores.get(&id).map(|d| d.value.meta.name.to_string());
+            to.map(|id| name(id).unwrap_or_else(|| id.to_string())).collect()
+        };
+        let moved = self.volumes.iter().filter(|volume| disks.contains(&volume.id));
+        let moved: Vec<String> = moved.map(|volume| volume.meta.name.to_string()).collect();
+        let (from, to) = (self.name(self.from.host, cx), self.name(self.to, cx));
+        let stores: Vec<String> = stores.into_iter().collect();
+        let why = problems::moved_to_full(&self.vm.meta.name, &from, &to, &moved, &stores);
+        Over { why, stayed: true }
+    }
+
     fn failed(&self, why: &str, stayed: bool, cx: &StepContext<Services>) -> Over {
         let (vm, from) = (&self.vm.meta.name, self.name(self.from.host, cx));
         let to = self.name(self.to, cx);
@@ -277,7 +296,7 @@ impl VmMigrate {
 }
 
 /// The server was not reached, which says nothing about what it does.
-fn is_unreachable(problem: &Problem) -> bool {
+pub(super) fn is_unreachable(problem: &Problem) -> bool {
     matches!(
         problem.code.as_str(),
         "host-unreachable"
