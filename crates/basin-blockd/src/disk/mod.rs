@@ -34,6 +34,8 @@ pub struct Disk {
     state: Mutex<State>,
     changed: Condvar,
     is_stalled: AtomicBool,
+    /// The guest's memory arrives by post-copy.
+    arriving: AtomicBool,
     stalled: Mutex<Option<String>>,
 }
 
@@ -80,6 +82,7 @@ impl Disk {
             }),
             changed: Condvar::new(),
             is_stalled: AtomicBool::new(false),
+            arriving: AtomicBool::new(false),
             stalled: Mutex::default(),
         };
         match export.held {
@@ -277,6 +280,15 @@ impl Disk {
             mirror.outgrown();
         }
         Ok(grown)
+    }
+
+    /// Whether the guest's memory still arrives, and its queues have a worker of their own.
+    pub fn arriving(&self) -> bool {
+        self.arriving.load(Ordering::Acquire)
+    }
+
+    pub fn set_arriving(&self, arriving: bool) {
+        self.arriving.store(arriving, Ordering::Release);
     }
 
     pub fn stalled(&self) -> Option<String> {

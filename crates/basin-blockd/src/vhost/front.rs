@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,8 +17,8 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::handler::Handler;
-use super::memory::peer_uid;
+use super::handler::{Handler, Peer};
+use super::memory::peer;
 use crate::disk::Disk;
 use crate::worker::Pool;
 
@@ -162,20 +162,34 @@ impl Shared {
 
     fn admit(self: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
-        let peer = peer_uid(&stream)?;
-        if peer != 0 && peer != self.uid {
-            return Err(io::Error::other(format!("user {peer} may not use this disk")));
+        let who = peer(&stream)?;
+        let user = who.uid;
+        if user != 0 && user != self.uid {
+            return Err(io::Error::other(format!("user {user} may not use this disk")));
         }
         *lock(&self.connection) = Some(stream.try_clone()?);
         self.connected.store(true, Ordering::Release);
         tracing::info!(volume = %self.disk.volume, "front end connected");
-        let handler = Handler::new(Arc::clone(&self.disk), Arc::clone(&self.pool), peer == 0);
+        let peer = Arc::new(Peer {
+            trusted: user == 0,
+            pid: who.pid.unsigned_abs(),
+            connection: stream.try_clone()?,
+            arriving: OnceLock::new(),
+        });
+        let handler =
+            Handler::new(Arc::clone(&self.disk), Arc::clone(&self.pool), Arc::clone(&peer));
         let outcome = self.talk(&stream, &handler);
+        if let Some(arriving) = peer.arriving.get() {
+            // What was still to come does not: nothing waits for it.
+            arriving.abandon();
+            arriving.end();
+        }
         lock(&handler).stop();
         let activating = lock(&handler).take_activating();
         if let Some(activating) = activating {
             let _ = activating.join();
         }
+        self.disk.set_arriving(false);
         self.disk.settle();
         *lock(&self.channel) = None;
         *lock(&self.connection) = None;

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -14,6 +16,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::activate::activate;
+use super::arriving::{Arriving, handles_faults, possible};
 use super::config;
 use super::inflight::{self, InflightArea};
 use super::log::DirtyLog;
@@ -22,6 +25,9 @@ use super::vring::{MAX_RING, RingSetup};
 use crate::disk::Disk;
 use crate::worker::inbox::Start;
 use crate::worker::{Pool, QueueHandle};
+
+/// How long a worker of its own looks for work.
+const POLL: Duration = Duration::from_micros(32);
 
 #[derive(Clone, Copy)]
 struct Addresses {
@@ -51,12 +57,21 @@ impl Conf {
     }
 }
 
+/// Whom the connection is with.
+pub struct Peer {
+    /// Root.
+    pub trusted: bool,
+    pub pid: u32,
+    pub connection: UnixStream,
+    /// Once its guest's memory arrives by post-copy; stays when all has come.
+    pub arriving: OnceLock<Arc<Arriving>>,
+}
+
 /// The state of one connection.
 pub struct Handler {
     disk: Arc<Disk>,
     pool: Arc<Pool>,
-    /// The front end is root's.
-    trusted: bool,
+    peer: Arc<Peer>,
     features: u64,
     memory: Arc<GuestMemory>,
     inflight: Option<InflightArea>,
@@ -66,6 +81,10 @@ pub struct Handler {
     me: Weak<Mutex<Handler>>,
     /// Waits for the disk's file.
     activating: Option<JoinHandle<()>>,
+    /// A worker of its own, while the guest's memory arrives: see [`super::arriving`].
+    own: Option<Pool>,
+    /// The front end has to take note of where the memory is mapped before a fault on it.
+    unacknowledged: bool,
 }
 
 fn refused<T>(why: impl Into<String>) -> Result<T> {
@@ -89,13 +108,13 @@ fn eventfd(file: Option<File>) -> Result<Option<File>> {
 }
 
 impl Handler {
-    pub fn new(disk: Arc<Disk>, pool: Arc<Pool>, trusted: bool) -> Arc<Mutex<Handler>> {
+    pub fn new(disk: Arc<Disk>, pool: Arc<Pool>, peer: Arc<Peer>) -> Arc<Mutex<Handler>> {
         let queues = (0..disk.queues).map(|_| Conf::default()).collect();
         Arc::new_cyclic(|me| {
             Mutex::new(Handler {
                 disk,
                 pool,
-                trusted,
+                peer,
                 features: 0,
                 memory: Arc::default(),
                 inflight: None,
@@ -103,6 +122,8 @@ impl Handler {
                 queues,
                 me: me.clone(),
                 activating: None,
+                own: None,
+                unacknowledged: false,
             })
         })
     }
@@ -174,6 +195,9 @@ impl Handler {
 
     /// Starts a queue once everything is known, and keeps a running one up to date.
     fn refresh(&mut self, index: usize) -> Result<()> {
+        if self.unacknowledged {
+            return Ok(());
+        }
         let conf = &self.queues[index];
         let Some(ring) = self.setup(conf) else { return Ok(()) };
         if let Some(running) = &conf.running {
@@ -211,7 +235,7 @@ impl Handler {
             writethrough: self.features & config::FLUSH == 0,
             ring,
         };
-        match self.pool.add(start) {
+        match self.own.as_ref().unwrap_or(&*self.pool).add(start) {
             Some(handle) => {
                 self.queues[index].running = Some(handle);
                 Ok(())
@@ -222,6 +246,52 @@ impl Handler {
 
     fn refresh_all(&mut self) -> Result<()> {
         (0..self.queues.len()).try_for_each(|n| self.refresh(n))
+    }
+
+    /// Refuses the memory of a guest that arrives by post-copy, of which this connection
+    /// was not told: of a blockd that was there before. What is missed here would be read
+    /// as zeros, and be lost to the guest as well. The front end tries again.
+    fn check_memory(&self, arrives: bool) -> Result<()> {
+        if arrives || self.peer.arriving.get().is_some() {
+            return Ok(());
+        }
+        match handles_faults(self.peer.pid) {
+            Ok(false) => Ok(()),
+            Ok(true) => refused("the guest's memory has not all arrived: not before that"),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    fn take_memory(&mut self, memory: GuestMemory, arrives: bool) -> Result<()> {
+        self.memory = Arc::new(memory);
+        self.unacknowledged = arrives;
+        self.refresh_all()
+    }
+
+    fn no_memory(&self, arrives: bool) -> GuestMemory {
+        match self.peer.arriving.get().filter(|_| arrives) {
+            Some(arriving) => GuestMemory::that_arrives(Arc::clone(arriving)),
+            None => GuestMemory::default(),
+        }
+    }
+
+    /// From its own worker to those of all.
+    fn go_among_the_others(&mut self) -> Result<()> {
+        let Some(own) = self.own.take() else { return Ok(()) };
+        self.memory = Arc::new(self.memory.arrived());
+        for conf in &mut self.queues {
+            if let Some(running) = conf.running.take()
+                && let Some(base) = running.stop()
+            {
+                conf.base = base;
+            }
+        }
+        drop(own);
+        self.refresh_all()
+    }
+
+    fn base(&self, gpa: u64) -> Result<u64> {
+        self.memory.base(gpa).ok_or(Error::BackendInternalError)
     }
 }
 
@@ -261,14 +331,17 @@ impl VhostUserBackendReqHandlerMut for Handler {
         &mut self,
         regions: &[VhostUserMemoryRegion],
         files: Vec<File>,
-        _postcopy: Option<bool>,
+        postcopy: Option<bool>,
     ) -> Result<Option<Vec<vhost::VhostUserMemoryRegionBase>>> {
-        let mut memory = GuestMemory::default();
+        let arrives = postcopy == Some(true);
+        self.check_memory(arrives)?;
+        let mut memory = self.no_memory(arrives);
         for (region, file) in regions.iter().zip(files) {
-            memory = memory.with(spec(region), file, self.trusted).map_err(failed)?;
+            memory = memory.with(spec(region), file, self.peer.trusted).map_err(failed)?;
         }
-        self.memory = Arc::new(memory);
-        self.refresh_all().map(|()| None)
+        self.take_memory(memory, arrives)?;
+        let bases = regions.iter().map(|region| self.base(region.guest_phys_addr));
+        if arrives { bases.collect::<Result<_>>().map(Some) } else { Ok(None) }
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
@@ -279,11 +352,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
         &mut self,
         region: &VhostUserSingleMemoryRegion,
         file: File,
-        _postcopy: Option<bool>,
+        postcopy: Option<bool>,
     ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
-        let memory = self.memory.with(spec(region), file, self.trusted).map_err(failed)?;
-        self.memory = Arc::new(memory);
-        self.refresh_all().map(|()| None)
+        let arrives = postcopy == Some(true);
+        self.check_memory(arrives)?;
+        let memory = self.memory.with(spec(region), file, self.peer.trusted).map_err(failed)?;
+        self.take_memory(memory, arrives)?;
+        if arrives { self.base(region.guest_phys_addr).map(Some) } else { Ok(None) }
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
@@ -387,7 +462,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
             | P::INFLIGHT_SHMFD
             | P::CONFIGURE_MEM_SLOTS
             | P::RESET_DEVICE
-            | P::LOG_SHMFD)
+            | P::LOG_SHMFD
+            | if possible() { P::PAGEFAULT } else { P::empty() })
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
@@ -418,7 +494,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
-        let map = map_shared(file, area.mmap_offset, area.mmap_size, self.trusted);
+        let map = map_shared(file, area.mmap_offset, area.mmap_size, self.peer.trusted);
         match InflightArea::new(map.map_err(failed)?, area.num_queues) {
             Some(area) => {
                 self.inflight = Some(area);
@@ -429,9 +505,50 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let map = map_shared(file, log.mmap_offset, log.mmap_size, self.trusted);
+        let map = map_shared(file, log.mmap_offset, log.mmap_size, self.peer.trusted);
         self.log = Some(Arc::new(DirtyLog::new(map.map_err(failed)?)));
         self.refresh_all()
+    }
+
+    fn postcopy_advice(&mut self) -> Result<File> {
+        let arriving = Arriving::new().map_err(failed)?;
+        let descriptor = arriving.descriptor().map_err(failed)?;
+        match self.peer.arriving.set(arriving) {
+            Ok(()) => Ok(descriptor),
+            Err(_) => refused("post-copy for the second time"),
+        }
+    }
+
+    fn postcopy_listen(&mut self) -> Result<()> {
+        let Some(arriving) = self.peer.arriving.get() else {
+            return refused("post-copy that was not announced");
+        };
+        if !self.memory.is_empty() {
+            return refused("post-copy into memory that is in use");
+        }
+        arriving.guard(self.peer.connection.try_clone().map_err(failed)?).map_err(failed)?;
+        self.own = Some(Pool::start(1, POLL).map_err(failed)?);
+        self.memory = Arc::new(GuestMemory::that_arrives(Arc::clone(arriving)));
+        self.disk.set_arriving(true);
+        tracing::info!(volume = %self.disk.volume, "the guest's memory arrives by post-copy");
+        Ok(())
+    }
+
+    fn postcopy_ack_mem_regions(&mut self) -> Result<()> {
+        self.unacknowledged = false;
+        self.refresh_all()
+    }
+
+    fn postcopy_end(&mut self) -> Result<()> {
+        let Some(arriving) = self.peer.arriving.get() else {
+            return refused("the end of a post-copy that was not announced");
+        };
+        arriving.end();
+        self.unacknowledged = false;
+        self.go_among_the_others()?;
+        self.disk.set_arriving(false);
+        tracing::info!(volume = %self.disk.volume, "the guest's memory is there");
+        Ok(())
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
+use super::arriving::Arriving;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
@@ -73,11 +74,38 @@ pub fn map_shared(file: File, offset: u64, len: u64, trusted: bool) -> io::Resul
 pub struct GuestMemory {
     /// By guest address, not overlapping.
     regions: Vec<Arc<Region>>,
+    /// What is not there yet, is waited for before a pointer to it is given out.
+    arriving: Option<Arc<Arriving>>,
 }
 
 impl GuestMemory {
     /// More regions than this make a lookup slow; QEMU needs a handful.
     pub const MAX_REGIONS: usize = 256;
+
+    /// No memory yet; what comes, arrives page by page.
+    pub fn that_arrives(arriving: Arc<Arriving>) -> GuestMemory {
+        GuestMemory { regions: Vec::new(), arriving: Some(arriving) }
+    }
+
+    /// The same memory, all of which is there now.
+    pub fn arrived(&self) -> GuestMemory {
+        GuestMemory { regions: self.regions.clone(), arriving: None }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Where the region that begins at this address of the guest is mapped here.
+    pub fn base(&self, gpa: u64) -> Option<u64> {
+        let (region, offset) = self.find(gpa)?;
+        (offset == 0).then(|| region.map.as_ptr().addr() as u64)
+    }
+
+    /// Waits until these bytes are there; false if they never will be.
+    fn there(&self, pointer: *const u8, len: u64) -> bool {
+        self.arriving.as_ref().is_none_or(|arriving| arriving.touch(pointer, len))
+    }
 
     /// The same memory and one more region.
     pub fn with(&self, spec: RegionSpec, file: File, trusted: bool) -> io::Result<GuestMemory> {
@@ -95,11 +123,14 @@ impl GuestMemory {
             return Err(refuse("memory regions overlap"));
         }
         let map = map_shared(file, spec.offset, spec.len, trusted)?;
+        if let Some(arriving) = &self.arriving {
+            arriving.register(map.as_ptr(), map.size())?;
+        }
         let region = Region { gpa: spec.gpa, uva: spec.uva, len: spec.len, map };
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|r| r.gpa < spec.gpa);
         regions.insert(at, Arc::new(region));
-        Ok(GuestMemory { regions })
+        Ok(GuestMemory { regions, arriving: self.arriving.clone() })
     }
 
     /// The same memory without one region; `None` if there is no such region.
@@ -107,7 +138,7 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         let at = regions.iter().position(|r| r.gpa == gpa && r.uva == uva && r.len == len)?;
         regions.remove(at);
-        Some(GuestMemory { regions })
+        Some(GuestMemory { regions, arriving: self.arriving.clone() })
     }
 
     fn find(&self, gpa: u64) -> Option<(&Region, u64)> {
@@ -120,14 +151,16 @@ impl GuestMemory {
     /// A pointer to `len` bytes within one region.
     pub fn pointer(&self, gpa: u64, len: u64) -> Option<*mut u8> {
         let (region, offset) = self.find(gpa)?;
-        (len <= region.len - offset).then(|| region.pointer(offset))
+        let pointer = (len <= region.len - offset).then(|| region.pointer(offset))?;
+        self.there(pointer, len).then_some(pointer)
     }
 
     /// The same for an address of the front end.
     pub fn pointer_of_front_end(&self, uva: u64, len: u64) -> Option<*mut u8> {
         let region = self.regions.iter().find(|r| r.uva <= uva && uva - r.uva < r.len)?;
         let offset = uva - region.uva;
-        (len <= region.len - offset).then(|| region.pointer(offset))
+        let pointer = (len <= region.len - offset).then(|| region.pointer(offset))?;
+        self.there(pointer, len).then_some(pointer)
     }
 
     /// Appends the pieces that `len` bytes at `gpa` consist of; they may cross regions.
@@ -136,6 +169,9 @@ impl GuestMemory {
         while left > 0 {
             let (region, offset) = self.find(gpa)?;
             let n = left.min(region.len - offset);
+            if !self.there(region.pointer(offset), n) {
+                return None;
+            }
             out.push(libc::iovec { iov_base: region.pointer(offset).cast(), iov_len: n as usize });
             gpa = gpa.checked_add(n)?;
             left -= n;
@@ -149,6 +185,9 @@ impl GuestMemory {
         while done < buf.len() {
             let Some((region, offset)) = self.find(gpa) else { return false };
             let n = (buf.len() - done).min((region.len - offset) as usize);
+            if !self.there(region.pointer(offset), n as u64) {
+                return false;
+            }
             let Ok(slice) = region.map.get_slice(offset as usize, n) else { return false };
             slice.copy_to(&mut buf[done..done + n]);
             done += n;
@@ -169,8 +208,8 @@ impl GuestMemory {
     }
 }
 
-/// The user at the other end of a unix socket.
-pub fn peer_uid(socket: &impl AsRawFd) -> io::Result<u32> {
+/// Who is at the other end of a unix socket.
+pub fn peer(socket: &impl AsRawFd) -> io::Result<libc::ucred> {
     // SAFETY: a zeroed ucred is a valid one.
     let mut cred: libc::ucred = unsafe { std::mem::zeroed() };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
@@ -184,7 +223,7 @@ pub fn peer_uid(socket: &impl AsRawFd) -> io::Result<u32> {
             &raw mut len,
         )
     };
-    if rc == 0 { Ok(cred.uid) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 { Ok(cred) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The front end's side: vhost-user over a unix socket, one front end a disk.
 
 mod activate;
+pub mod arriving;
 pub mod config;
 pub mod front;
 pub mod handler;

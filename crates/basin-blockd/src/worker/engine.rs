@@ -40,6 +40,7 @@ pub struct Engine {
     lives: u32,
     completions: Vec<Completion>,
     messages: Vec<Message>,
+    quit: bool,
 }
 
 impl Engine {
@@ -66,10 +67,11 @@ impl Engine {
             lives: 0,
             completions: Vec::new(),
             messages: Vec::new(),
+            quit: false,
         };
         engine.uring.watch(engine.inbox.wake_fd(), Tag::Inbox);
         let _ = ready.send(Ok(()));
-        loop {
+        while !engine.quit {
             engine.turn();
         }
     }
@@ -246,6 +248,7 @@ impl Engine {
                 }
                 Message::Tap(volume, mirror, reply) => self.tap(volume, mirror.as_ref(), &reply),
                 Message::Stop(QueueKey(n), reply) => self.begin_stop(n, reply),
+                Message::Quit => self.quit = true,
                 Message::LaneDone(slot, result) => {
                     self.completed(slot, result.err().map_or(0, |errno| -errno));
                 }

@@ -48,6 +48,8 @@ pub enum Message {
     Tap(VolumeId, Option<Arc<Mirroring>>, SyncSender<()>),
     /// Answers with the ring's next available index when nothing is in flight.
     Stop(QueueKey, SyncSender<u16>),
+    /// There is nothing more to do, ever.
+    Quit,
     LaneDone(u32, Result<(), i32>),
 }
 
