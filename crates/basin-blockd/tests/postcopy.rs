@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use support::driver::*;
-use support::{Daemon, pattern, refusal, until};
+use support::{Daemon, pattern, until};
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
 const SIZE: u64 = 4 << 20;
@@ -40,12 +41,16 @@ struct Source {
 }
 
 impl Source {
-    fn bring(&self, page: u64) {
+    fn write(&self, page: u64) {
         if self.brought.lock().unwrap().insert(page) {
             let at = (page * PAGE) as usize;
             let bytes = &self.pages[at..at + PAGE as usize];
             std::os::unix::fs::FileExt::write_all_at(&self.memory, bytes, page * PAGE).unwrap();
         }
+    }
+
+    fn bring(&self, page: u64) {
+        self.write(page);
         let mut range = [self.base + page * PAGE, PAGE];
         // SAFETY: `range` is laid out as the kernel's `uffdio_range`.
         let woken = unsafe { libc::ioctl(self.faults.as_raw_fd(), UFFDIO_WAKE, &raw mut range) };
@@ -55,6 +60,11 @@ impl Source {
     /// The pages of these bytes.
     fn bring_all(&self, from: u64, len: u64) {
         (from / PAGE..=(from + len - 1) / PAGE).for_each(|page| self.bring(page));
+    }
+
+    /// All that is left; nobody is woken.
+    fn write_all(&self) {
+        (0..self.pages.len() as u64 / PAGE).for_each(|page| self.write(page));
     }
 
     fn serve(&self) {
@@ -112,6 +122,15 @@ impl Arriving {
         self.link.as_mut().unwrap()
     }
 
+    /// The same by a front end that has stopped to listen to faults.
+    fn silent_end(&mut self, guest: &Guest) {
+        self.source.end.store(true, Ordering::SeqCst);
+        self.server.take().unwrap().join().unwrap();
+        self.source.write_all();
+        assert!(guest.map.size() > 0);
+        self.link().front.postcopy_end().unwrap();
+    }
+
     /// All that is left, and the end of it.
     fn end(&mut self, guest: &Guest) {
         self.source.bring_all(0, guest.map.size() as u64);
@@ -122,7 +141,9 @@ impl Arriving {
 impl Drop for Arriving {
     fn drop(&mut self) {
         self.source.end.store(true, Ordering::SeqCst);
-        let _ = self.server.take().unwrap().join();
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
     }
 }
 
@@ -151,16 +172,6 @@ fn what_is_not_there_is_waited_for() {
         assert_eq!(missed, 17, "each page of the request was missed, and fetched");
     }
     assert!(brought.len() < guest.map.size() / PAGE as usize / 2, "and no others");
-    let mirror = basin_blockd::control::Mirror {
-        volume: export.volume,
-        generation: export.generation,
-        address: ([127, 0, 0, 1], 1).into(),
-        export: export.volume,
-        host: support::fabric::host(2),
-        limit: None,
-    };
-    let refused = daemon.ask(async |c| c.mirror(&mirror).await);
-    assert!(refusal(refused).1.contains("has not all arrived"));
     there.end(&guest);
     for q in 0..2 {
         let answers = until("the answer", || Some(guest.reap(q)).filter(|a| !a.is_empty()));
@@ -176,62 +187,128 @@ fn what_is_not_there_is_waited_for() {
     assert_eq!(guest.strays(), 0);
 }
 
-/// A link that is down: only what needs it waits, and ends when it has to.
-fn never_arrives(cut: impl FnOnce(&Daemon, &basin_blockd::control::Export, &mut Arriving)) {
+/// A link that is down while a request waits for a page.
+struct Waits {
+    daemon: Daemon,
+    export: basin_blockd::control::Export,
+    /// Of another disk.
+    well: (Guest, Link),
+    guest: Guest,
+    there: Arriving,
+}
+
+impl Waits {
+    /// One worker, so that nobody else works where it would stand still.
+    fn start() -> Waits {
+        let daemon = Daemon::start_with(Some(1));
+        let (export, other) = (daemon.raw("d", SIZE), daemon.raw("good", SIZE));
+        daemon.open(&export);
+        daemon.open(&other);
+        // A process that handles faults gets no other memory served.
+        let mut well = Guest::new(2);
+        let link = well.connect(&other.socket);
+        let well = (well, link);
+        let mut guest = Guest::new(2);
+        let slot = guest.send(0, WRITE, 0, Data::Out(&pattern(1, 65536)));
+        let mut there = arrive(&mut guest, &export.socket, false);
+        let (header, data, _) = Guest::places(0, slot);
+        there.link().begin(&guest);
+        there.source.missing(Guest::ring(0) / PAGE);
+        (0..2).for_each(|q| there.source.bring_all(Guest::ring(q), 3 * PAGE));
+        there.link().kick(0);
+        there.source.missing(header / PAGE);
+        there.source.bring_all(header, 512);
+        // All but the last of what is to be written.
+        there.source.missing(data / PAGE);
+        there.source.bring_all(data, DATA - PAGE);
+        there.source.missing((data + DATA) / PAGE - 1);
+        Waits { daemon, export, well, guest, there }
+    }
+
+    /// Everybody else goes on.
+    fn others_go_on(&mut self) {
+        let (well, link) = &mut self.well;
+        assert_eq!(link.write(well, 0, &pattern(4, 4096)), 0);
+        assert_eq!(link.read(well, 0, 4096).unwrap(), pattern(4, 4096));
+    }
+
+    fn nothing_is_written(&self) {
+        let bytes = std::fs::read(self.daemon.path("d")).unwrap();
+        assert!(bytes.iter().all(|b| *b == 0), "what was never there was not written");
+    }
+}
+
+/// Only what needs the link waits, and ends when it has to.
+fn never_arrives(cut: impl FnOnce(&mut Waits)) {
     let _turn = turn();
-    let daemon = Daemon::start();
-    let (export, other) = (daemon.raw("d", SIZE), daemon.raw("good", SIZE));
-    daemon.open(&export);
-    daemon.open(&other);
-    let mut well = Guest::new(2);
-    let link = well.connect(&other.socket);
-    let mut guest = Guest::new(2);
-    let slot = guest.send(0, WRITE, 0, Data::Out(&pattern(1, 65536)));
-    let mut there = arrive(&mut guest, &export.socket, false);
-    let (header, data, _) = Guest::places(0, slot);
-    (0..2).for_each(|q| there.source.bring_all(Guest::ring(q), 3 * PAGE));
-    there.source.bring_all(header, 512);
-    there.link().begin(&guest);
-    there.link().kick(0);
-    // All but the last of what is to be written.
-    there.source.missing(data / PAGE);
-    there.source.bring_all(data, DATA - PAGE);
-    there.source.missing((data + DATA) / PAGE - 1);
-    assert_eq!(link.write(&mut well, 0, &pattern(4, 4096)), 0);
-    assert_eq!(link.read(&mut well, 0, 4096).unwrap(), pattern(4, 4096));
-    assert!(daemon.state(&export).unwrap().connected);
-    cut(&daemon, &export, &mut there);
+    let mut waits = Waits::start();
+    waits.others_go_on();
+    assert!(waits.daemon.state(&waits.export).unwrap().connected);
+    cut(&mut waits);
     until("the front end to be gone", || {
-        daemon.state(&export).is_none_or(|state| !state.connected).then_some(())
+        waits.daemon.state(&waits.export).is_none_or(|state| !state.connected).then_some(())
     });
-    let bytes = std::fs::read(daemon.path("d")).unwrap();
-    assert!(bytes.iter().all(|b| *b == 0), "what was never there was not written");
-    assert_eq!(link.read(&mut well, 0, 4096).unwrap(), pattern(4, 4096));
+    until("nobody to wait any more", || {
+        (!waits.daemon.threads().iter().any(|name| name == "arriving")).then_some(())
+    });
+    waits.nothing_is_written();
+    waits.others_go_on();
 }
 
 #[test]
 fn nobody_waits_for_a_front_end_that_is_gone() {
-    never_arrives(|_, _, there| there.link = None);
+    never_arrives(|waits| waits.there.link = None);
 }
 
 #[test]
 fn nobody_waits_when_the_disk_is_closed() {
-    never_arrives(|daemon, export, _| daemon.close(export));
+    never_arrives(|waits| waits.daemon.close(&waits.export));
 }
 
-/// The connection's own thread waits as well: for the queue to stop.
+/// The front end's main loop stands still until it is answered, and with it whoever could
+/// mend its link.
 #[test]
-fn nobody_waits_for_a_front_end_that_waits_for_blockd() {
-    never_arrives(|daemon, export, there| {
-        let front = there.link().front.clone();
-        let stopping = std::thread::spawn(move || {
-            use vhost::VhostBackend;
-            front.get_vring_base(0).map_err(drop)
-        });
-        // It may or may not wait already: both have to end.
-        daemon.close(export);
-        assert!(stopping.join().unwrap().is_err());
+fn no_answer_waits_for_a_page() {
+    let _turn = turn();
+    let mut waits = Waits::start();
+    let guest = &waits.guest;
+    assert_eq!(waits.there.link().stop(2), [0, 0], "what has not all arrived was not taken");
+    waits.nothing_is_written();
+    let front = waits.there.link().front.clone();
+    front.clone().set_vring_enable(0, false).unwrap();
+    // The guest maps its memory anew.
+    let bases = waits.there.link().map_again(guest);
+    assert_ne!(bases, waits.there.source.base);
+    assert_eq!(waits.there.link().capacity(), SIZE);
+    waits.there.link().start(guest, &[0, 0]);
+    front.clone().set_vring_enable(0, false).unwrap();
+    front.clone().set_vring_enable(0, true).unwrap();
+    waits.nothing_is_written();
+    // The end comes although a page is waited for, and nobody listens to faults any more.
+    waits.there.silent_end(&waits.guest);
+    let guest = &mut waits.guest;
+    let answers = until("the answer", || Some(guest.reap(0)).filter(|a| !a.is_empty()));
+    assert_eq!((answers.len(), answers[0].status), (1, 0));
+    let bytes = std::fs::read(waits.daemon.path("d")).unwrap();
+    assert!(bytes[..65536] == pattern(1, 65536));
+}
+
+/// A front end that takes pages away again harms its own guest, and stops no worker.
+#[test]
+fn pages_that_go_again_are_waited_for_by_nobody() {
+    let _turn = turn();
+    let mut waits = Waits::start();
+    let all = waits.guest.map.size() as u64;
+    waits.there.source.bring_all(0, all);
+    waits.there.source.up.store(false, Ordering::SeqCst);
+    until("the write", || {
+        (waits.daemon.state(&waits.export).unwrap().stats.writes == 1).then_some(())
     });
+    waits.guest.leave();
+    waits.there.link().kick(0);
+    waits.there.link().kick(1);
+    waits.others_go_on();
+    assert_eq!(waits.there.link().front.get_vring_base(1).unwrap(), 0);
 }
 
 #[test]
@@ -247,11 +324,38 @@ fn a_blockd_that_comes_back_meanwhile_waits_for_all_of_it() {
     daemon.kill();
     daemon.launch();
     assert!(guest.offer_memory(&export.socket).is_err(), "it would be read as zeros");
-    assert!(daemon.log().contains("has not all arrived"));
+    until("why", || daemon.log().contains("has not all arrived").then_some(()));
     // What is left arrives; the front end, and whoever serves, close their descriptors.
     there.source.bring_all(0, guest.map.size() as u64);
     drop(there);
-    let mut link = guest.connect(&export.socket);
-    assert_eq!(link.write(&mut guest, 128, &pattern(3, 4096)), 0);
-    assert!(link.capacity() == SIZE);
+    goes_on(&daemon, &export, &mut guest);
+}
+
+/// It is told the end, and does not know of a beginning.
+#[test]
+fn a_blockd_that_comes_back_meanwhile_is_told_the_end() {
+    let _turn = turn();
+    let mut daemon = Daemon::start();
+    let export = daemon.raw("d", SIZE);
+    daemon.open(&export);
+    let mut guest = Guest::new(2);
+    guest.send(0, WRITE, 0, Data::Out(&pattern(1, 65536)));
+    let there = arrive(&mut guest, &export.socket, true);
+    daemon.kill();
+    daemon.launch();
+    assert!(guest.offer_memory(&export.socket).is_err(), "it would be read as zeros");
+    there.source.bring_all(0, guest.map.size() as u64);
+    guest.tell_end(&export.socket);
+    // Although descriptors are still open: a front end that failed to tell all keeps them.
+    goes_on(&daemon, &export, &mut guest);
+}
+
+/// What was asked before, and what is now.
+fn goes_on(daemon: &Daemon, export: &basin_blockd::control::Export, guest: &mut Guest) {
+    let link = guest.connect(&export.socket);
+    let answers = until("the answer", || Some(guest.reap(0)).filter(|a| !a.is_empty()));
+    assert_eq!((answers.len(), answers[0].status), (1, 0));
+    assert_eq!(link.write(guest, 128, &pattern(3, 4096)), 0);
+    let bytes = std::fs::read(daemon.path("d")).unwrap();
+    assert!(bytes[..65536] == pattern(1, 65536) && bytes[65536..69632] == pattern(3, 4096));
 }

@@ -34,8 +34,6 @@ pub struct Disk {
     state: Mutex<State>,
     changed: Condvar,
     is_stalled: AtomicBool,
-    /// The guest's memory arrives by post-copy.
-    arriving: AtomicBool,
     stalled: Mutex<Option<String>>,
 }
 
@@ -82,7 +80,6 @@ impl Disk {
             }),
             changed: Condvar::new(),
             is_stalled: AtomicBool::new(false),
-            arriving: AtomicBool::new(false),
             stalled: Mutex::default(),
         };
         match export.held {
@@ -280,15 +277,6 @@ impl Disk {
             mirror.outgrown();
         }
         Ok(grown)
-    }
-
-    /// Whether the guest's memory still arrives, and its queues have a worker of their own.
-    pub fn arriving(&self) -> bool {
-        self.arriving.load(Ordering::Acquire)
-    }
-
-    pub fn set_arriving(&self, arriving: bool) {
-        self.arriving.store(arriving, Ordering::Release);
     }
 
     pub fn stalled(&self) -> Option<String> {

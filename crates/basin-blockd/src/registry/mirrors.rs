@@ -67,13 +67,6 @@ impl Registry {
     /// See [`crate::control::Request::Mirror`].
     pub fn mirror(&self, mirror: &Mirror) -> Result<(), DiskError> {
         let disk = self.disk(mirror.volume, mirror.generation)?;
-        if disk.arriving() {
-            let message = format!(
-                "the memory of the VM that uses volume {} has not all arrived: wait for that",
-                mirror.volume
-            );
-            return Err(DiskError::new(ErrorCode::Invalid, message));
-        }
         let (runtime, identity) = self.service.outgoing()?;
         let tap = Tap {
             disk: Arc::downgrade(&disk),

@@ -9,12 +9,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::arriving::Arriving;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+
+use super::arriving::{Arriving, Missing, Watched};
 
 /// A piece of guest memory.
 pub struct Region {
@@ -23,6 +24,8 @@ pub struct Region {
     uva: u64,
     len: u64,
     map: MmapRegion<()>,
+    /// The same once more, while it arrives.
+    watched: Option<Arc<Watched>>,
 }
 
 impl Region {
@@ -74,7 +77,7 @@ pub fn map_shared(file: File, offset: u64, len: u64, trusted: bool) -> io::Resul
 pub struct GuestMemory {
     /// By guest address, not overlapping.
     regions: Vec<Arc<Region>>,
-    /// What is not there yet, is waited for before a pointer to it is given out.
+    /// It has holes: see [`GuestMemory::missing`].
     arriving: Option<Arc<Arriving>>,
 }
 
@@ -87,24 +90,41 @@ impl GuestMemory {
         GuestMemory { regions: Vec::new(), arriving: Some(arriving) }
     }
 
-    /// The same memory, all of which is there now.
-    pub fn arrived(&self) -> GuestMemory {
-        GuestMemory { regions: self.regions.clone(), arriving: None }
-    }
-
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()
     }
 
-    /// Where the region that begins at this address of the guest is mapped here.
+    /// Where the front end is told of what is missed in the region that begins here.
     pub fn base(&self, gpa: u64) -> Option<u64> {
         let (region, offset) = self.find(gpa)?;
-        (offset == 0).then(|| region.map.as_ptr().addr() as u64)
+        let watched = region.watched.as_ref().filter(|_| offset == 0)?;
+        Some(watched.start().addr() as u64)
     }
 
-    /// Waits until these bytes are there; false if they never will be.
-    fn there(&self, pointer: *const u8, len: u64) -> bool {
-        self.arriving.as_ref().is_none_or(|arriving| arriving.touch(pointer, len))
+    /// Whoever has what is missing fetched; `None`: nothing is missing.
+    pub fn arriving(&self) -> Option<&Arc<Arriving>> {
+        self.arriving.as_ref()
+    }
+
+    /// Appends what of these bytes has not arrived. It may not be touched: it would become
+    /// zeros, for the guest too.
+    pub fn missing(&self, mut gpa: u64, mut len: u64, out: &mut Vec<Missing>) {
+        let Some(arriving) = &self.arriving else { return };
+        while let Some((region, offset)) = self.find(gpa).filter(|_| len > 0) {
+            let n = len.min(region.len - offset);
+            if let Some(watched) = &region.watched {
+                arriving.missing(watched, offset, n, out);
+            }
+            let Some(next) = gpa.checked_add(n) else { return };
+            (gpa, len) = (next, len - n);
+        }
+    }
+
+    /// The same for an address of the front end, within one region.
+    pub fn missing_of_front_end(&self, uva: u64, len: u64, out: &mut Vec<Missing>) {
+        if let Some(region) = self.regions.iter().find(|r| r.uva <= uva && uva - r.uva < r.len) {
+            self.missing(region.gpa + (uva - region.uva), len, out);
+        }
     }
 
     /// The same memory and one more region.
@@ -122,11 +142,14 @@ impl GuestMemory {
         if self.regions.iter().any(clash) {
             return Err(refuse("memory regions overlap"));
         }
+        let watched = match &self.arriving {
+            Some(arriving) => {
+                arriving.watch(map_shared(file.try_clone()?, spec.offset, spec.len, trusted)?)?
+            }
+            None => None,
+        };
         let map = map_shared(file, spec.offset, spec.len, trusted)?;
-        if let Some(arriving) = &self.arriving {
-            arriving.register(map.as_ptr(), map.size())?;
-        }
-        let region = Region { gpa: spec.gpa, uva: spec.uva, len: spec.len, map };
+        let region = Region { gpa: spec.gpa, uva: spec.uva, len: spec.len, map, watched };
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|r| r.gpa < spec.gpa);
         regions.insert(at, Arc::new(region));
@@ -151,16 +174,14 @@ impl GuestMemory {
     /// A pointer to `len` bytes within one region.
     pub fn pointer(&self, gpa: u64, len: u64) -> Option<*mut u8> {
         let (region, offset) = self.find(gpa)?;
-        let pointer = (len <= region.len - offset).then(|| region.pointer(offset))?;
-        self.there(pointer, len).then_some(pointer)
+        (len <= region.len - offset).then(|| region.pointer(offset))
     }
 
     /// The same for an address of the front end.
     pub fn pointer_of_front_end(&self, uva: u64, len: u64) -> Option<*mut u8> {
         let region = self.regions.iter().find(|r| r.uva <= uva && uva - r.uva < r.len)?;
         let offset = uva - region.uva;
-        let pointer = (len <= region.len - offset).then(|| region.pointer(offset))?;
-        self.there(pointer, len).then_some(pointer)
+        (len <= region.len - offset).then(|| region.pointer(offset))
     }
 
     /// Appends the pieces that `len` bytes at `gpa` consist of; they may cross regions.
@@ -169,9 +190,6 @@ impl GuestMemory {
         while left > 0 {
             let (region, offset) = self.find(gpa)?;
             let n = left.min(region.len - offset);
-            if !self.there(region.pointer(offset), n) {
-                return None;
-            }
             out.push(libc::iovec { iov_base: region.pointer(offset).cast(), iov_len: n as usize });
             gpa = gpa.checked_add(n)?;
             left -= n;
@@ -185,9 +203,6 @@ impl GuestMemory {
         while done < buf.len() {
             let Some((region, offset)) = self.find(gpa) else { return false };
             let n = (buf.len() - done).min((region.len - offset) as usize);
-            if !self.there(region.pointer(offset), n as u64) {
-                return false;
-            }
             let Ok(slice) = region.map.get_slice(offset as usize, n) else { return false };
             slice.copy_to(&mut buf[done..done + n]);
             done += n;
@@ -206,24 +221,6 @@ impl GuestMemory {
         let region = self.regions.iter().find(inside)?;
         Some(region.gpa + (p - region.map.as_ptr().addr()) as u64)
     }
-}
-
-/// Who is at the other end of a unix socket.
-pub fn peer(socket: &impl AsRawFd) -> io::Result<libc::ucred> {
-    // SAFETY: a zeroed ucred is a valid one.
-    let mut cred: libc::ucred = unsafe { std::mem::zeroed() };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: both pointers are to locals of the size given.
-    let rc = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut cred).cast(),
-            &raw mut len,
-        )
-    };
-    if rc == 0 { Ok(cred) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 mod activate;
 pub mod arriving;
 pub mod config;
+mod device;
 pub mod front;
 pub mod handler;
 pub mod inflight;
 pub mod log;
 pub mod memory;
+pub mod peer;
 pub mod vring;

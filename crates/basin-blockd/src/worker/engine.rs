@@ -40,7 +40,6 @@ pub struct Engine {
     lives: u32,
     completions: Vec<Completion>,
     messages: Vec<Message>,
-    quit: bool,
 }
 
 impl Engine {
@@ -67,11 +66,10 @@ impl Engine {
             lives: 0,
             completions: Vec::new(),
             messages: Vec::new(),
-            quit: false,
         };
         engine.uring.watch(engine.inbox.wake_fd(), Tag::Inbox);
         let _ = ready.send(Ok(()));
-        while !engine.quit {
+        loop {
             engine.turn();
         }
     }
@@ -248,7 +246,12 @@ impl Engine {
                 }
                 Message::Tap(volume, mirror, reply) => self.tap(volume, mirror.as_ref(), &reply),
                 Message::Stop(QueueKey(n), reply) => self.begin_stop(n, reply),
-                Message::Quit => self.quit = true,
+                Message::Arrived(QueueKey(n), life) => {
+                    if let Some(queue) = self.queue(n).filter(|queue| queue.life == life) {
+                        queue.fetching = false;
+                        self.touch(n);
+                    }
+                }
                 Message::LaneDone(slot, result) => {
                     self.completed(slot, result.err().map_or(0, |errno| -errno));
                 }
@@ -312,6 +315,7 @@ impl Engine {
             paused: false,
             draining: None,
             broken: false,
+            fetching: false,
             redo,
             open: 0,
             batch: Vec::new(),

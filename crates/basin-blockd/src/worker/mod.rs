@@ -99,13 +99,6 @@ impl Pool {
     }
 }
 
-/// Its queues have been stopped.
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.inboxes.iter().for_each(|inbox| inbox.send(Message::Quit));
-    }
-}
-
 /// `None` only if the worker is gone, which ends the process anyway.
 fn ask<T>(inbox: &Inbox, message: impl FnOnce(SyncSender<T>) -> Message) -> Option<T> {
     let (reply, answer) = sync_channel(1);

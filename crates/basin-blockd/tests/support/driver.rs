@@ -167,14 +167,25 @@ impl Guest {
 
     /// Offers it to a blockd that may refuse it.
     pub fn offer_memory(&self, socket: &Path) -> vhost::Result<()> {
+        let front = self.connect_anew(socket)?;
+        front.set_mem_table(&[self.region()]).map(drop)
+    }
+
+    /// Tells the end of a post-copy to a blockd that knows of none.
+    pub fn tell_end(&self, socket: &Path) {
+        self.connect_anew(socket).unwrap().postcopy_end().unwrap();
+    }
+
+    fn connect_anew(&self, socket: &Path) -> vhost::Result<Frontend> {
         let mut front = Frontend::connect(socket, 64)?;
         front.set_owner()?;
         let offered = front.get_features()?;
-        let protocol = front.get_protocol_features()? & (P::CONFIG | P::MQ | P::REPLY_ACK);
+        let wanted = P::CONFIG | P::MQ | P::REPLY_ACK | P::PAGEFAULT;
+        let protocol = front.get_protocol_features()? & wanted;
         front.set_protocol_features(protocol)?;
         front.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
         front.set_features(offered & FEATURES)?;
-        front.set_mem_table(&[self.region()]).map(drop)
+        Ok(front)
     }
 
     fn used(&self, q: usize) -> u16 {
@@ -333,6 +344,13 @@ impl Link {
             // Through another connection to the same, because it wants to be changed.
             self.front.clone().set_vring_enable(q, true).unwrap();
         }
+    }
+
+    /// Tells where the memory is once more; where blockd has it now.
+    pub fn map_again(&self, guest: &Guest) -> u64 {
+        let bases = self.front.set_mem_table(&[guest.region()]).unwrap().unwrap();
+        self.front.clone().postcopy_ack_mem_regions(FrontendReq::SET_MEM_TABLE).unwrap();
+        bases[0]
     }
 
     /// The same for a guest whose memory arrives, with rings that were never used.
