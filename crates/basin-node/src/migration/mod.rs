@@ -11,6 +11,7 @@
 mod claim;
 mod gate;
 mod incoming;
+mod lost;
 mod outgoing;
 mod policy;
 pub mod types;
