@@ -8,7 +8,7 @@ use basin_api::task::{Task, TaskState};
 use basin_api::vm::{Machine, State};
 use basin_e2e::images::add_kernel_words;
 use basin_e2e::observe::Collector;
-use basin_e2e::{BOOT, Cluster, Guest, Server, eventually, until};
+use basin_e2e::{BOOT, Cluster, Guest, Server, eventually, process, until};
 use scene::{Busy, busy, cluster, collector, disk, nothing_left};
 
 /// It rewrites and checks its memory all the time, faster than the link takes it, and
@@ -25,6 +25,10 @@ fn fast<'c>(cluster: &'c Cluster, collector: &Collector) -> Busy<'c> {
 const SLOWLY: [&str; 3] = ["--bandwidth", "12MiB", "--no-throttle"];
 /// Slower yet, for what takes time.
 const AT_A_CRAWL: [&str; 3] = ["--bandwidth", "4MiB", "--no-throttle"];
+
+/// What is on its disks where nobody has looked yet.
+const READ_ANEW: &str = "for d in a b; do dd if=/dev/vd$d of=/dev/null bs=4096 count=1 skip=5000 \
+    || exit; done; echo DISKS-''ANSWER";
 
 /// How often blockd of this server got a guest before its memory, as it says.
 fn arrived(server: &Server) -> usize {
@@ -88,30 +92,99 @@ fn a_guest_that_writes_too_fast_goes_over_before_its_memory() {
     moves("fallback");
 }
 
+/// Begins a move that takes a while after the guest has gone over; returns once its source
+/// says that it has.
+fn goes_over(source: &Server, to: &str) -> Task {
+    let ask = ["vm", "migrate", "mover", "--to", to, "--postcopy", "at-once", "--detach"];
+    source.cli(&[&ask[..], &AT_A_CRAWL].concat()).ok();
+    eventually("its memory follows", BOOT, || {
+        let tasks = source.call(source.client().list::<Task>()).ok()?.items;
+        tasks.into_iter().find(|task| task.message.contains("it runs there"))
+    })
+}
+
+fn ends(source: &Server, task: &Task) -> Task {
+    eventually("the move ends", BOOT, || {
+        let task = source.call(source.client().get::<Task>(&task.id)).ok()?;
+        (!matches!(task.state, TaskState::Running | TaskState::Undoing)).then_some(task)
+    })
+}
+
 /// Its disks stand still until all of its memory is there; then they go on.
 #[test]
-fn the_target_s_blockd_dies_while_memory_follows() {
+fn the_targets_block_daemon_dies_while_memory_follows() {
     let cluster = cluster(2);
     let collector = collector(&cluster);
     let mut busy = fast(&cluster, &collector);
     let (source, target, name) = sides(&cluster, &busy);
-    let ask = ["vm", "migrate", "mover", "--to", name, "--postcopy", "at-once", "--detach"];
-    source.cli(&[&ask[..], &AT_A_CRAWL].concat()).ok();
-    let mut look = || {
-        let tasks = source.call(source.client().list::<Task>()).ok()?.items;
-        tasks.into_iter().find(|task| task.message.contains("it runs there"))
-    };
-    let task = eventually("its memory follows", BOOT, &mut look);
+    let task = goes_over(source, name);
     until("it runs there", || busy.on() == name);
     target.kill_blockd();
     let now = source.ok(source.client().get::<Task>(&task.id));
     assert!(matches!(now.state, TaskState::Running), "too late to be of interest: {now:?}");
-    let task = eventually("the move ends", BOOT, || {
-        let task = source.call(source.client().get::<Task>(&task.id)).ok()?;
-        (!matches!(task.state, TaskState::Running | TaskState::Undoing)).then_some(task)
-    });
+    let task = ends(source, &task);
     assert_eq!(task.state, TaskState::Done, "{task:?}");
     assert_eq!((busy.on().as_str(), busy.guest.state()), (name, State::Running));
     memory_is_right(&busy.guest);
     ran_once(&cluster, &mut busy, &collector);
+}
+
+/// Nobody has all of its memory: it is started again, once, by whoever owns it then.
+#[test]
+fn the_targets_machine_dies_while_memory_follows() {
+    let cluster = cluster(2);
+    let collector = collector(&cluster);
+    let mut busy = fast(&cluster, &collector);
+    let id = busy.guest.vm().meta.id;
+    let (source, target, name) = sides(&cluster, &busy);
+    let task = goes_over(source, name);
+    until("it runs there", || busy.on() == name);
+    let cgroups = target.place.cgroups();
+    let mut pids = cgroups.iter().flat_map(|c| process::in_cgroup(&c.join(format!("vm-{id}"))));
+    process::kill_hard(pids.find(|pid| process::alive(*pid)).expect("its QEMU"));
+    ends(source, &task);
+    until("it runs again", || collector.report().incarnations.len() == 2);
+    collector.wait_more(50);
+    nothing_left(source, &id);
+    starts_again(&cluster, &mut busy, &collector);
+    assert_eq!(busy.on(), name);
+}
+
+/// It was started once more, and has what is on its disks.
+fn starts_again(cluster: &Cluster, busy: &mut Busy<'_>, collector: &Collector) {
+    let report = collector.report();
+    assert_eq!(report.ran_twice, None);
+    assert_eq!(report.incarnations.len(), 2, "{report:?}");
+    busy.console = cluster.servers[1].guest("mover").online();
+    for dev in ["/dev/vda", "/dev/vdb"] {
+        let checked = busy.console.run(&format!("guest-tool disk-check dev={dev} blocks=256"));
+        assert!(checked.contains("disk: ok"), "{checked}");
+    }
+}
+
+/// In the moment in which the guest starts there, it may lose its disks for good: then it
+/// is started again. It may as well not.
+#[test]
+fn the_targets_block_daemon_dies_as_the_guest_goes_over() {
+    let cluster = cluster(2);
+    let collector = collector(&cluster);
+    let mut busy = fast(&cluster, &collector);
+    let (source, target, name) = sides(&cluster, &busy);
+    let task = goes_over(source, name);
+    target.kill_blockd();
+    ends(source, &task);
+    let mut console = target.guest("mover").console();
+    console.send(READ_ANEW);
+    until("its disks answer, or it is started again", || {
+        busy.guest.log().contains("DISKS-ANSWER") || collector.report().incarnations.len() == 2
+    });
+    until("it runs", || busy.guest.state() == State::Running);
+    collector.wait_more(50);
+    let report = collector.report();
+    assert_eq!(report.ran_twice, None);
+    println!("{} incarnations, on {}", report.incarnations.len(), busy.on());
+    if report.incarnations.len() == 1 {
+        return ran_once(&cluster, &mut busy, &collector);
+    }
+    starts_again(&cluster, &mut busy, &collector);
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use basin_model::vm::{Migration, Vm};
 use basin_model::{Generation, TaskId, VmId};
-use basin_qemu::migrate::Incoming;
+use basin_qemu::migrate::{Incoming, MigrationPhase};
 use basin_qemu::{EngineError, Machine, MachineEvent, MachineState};
 use tokio::sync::Mutex;
 use tokio::sync::broadcast::Receiver;
@@ -197,13 +197,7 @@ impl Coming {
         let mut events = machine.events();
         loop {
             match machine.state().await {
-                Ok(MachineState::Incoming) if made.replaced() => {
-                    tracing::warn!(vm = %self.vm, "blockd died under a machine that waits for a \
-                        guest: the machine is ended");
-                    if let Err(error) = machine.kill().await {
-                        tracing::warn!(vm = %self.vm, %error, "it cannot be ended");
-                    }
-                }
+                Ok(MachineState::Incoming) if made.replaced() => self.end(&**machine).await,
                 Ok(MachineState::Incoming) => {}
                 Ok(MachineState::Gone) | Err(EngineError::Gone) => {
                     // It may have come in the last moment.
@@ -222,6 +216,20 @@ impl Coming {
                 () = self.next(&mut events) => {}
                 () = tokio::time::sleep(ASK_EVERY) => {}
             }
+        }
+    }
+
+    /// Its disks would not come back. In post-copy its source has let go already: then it
+    /// runs the guest, and [`lost`] sees to the rest.
+    async fn end(&self, machine: &dyn Machine) {
+        let status = machine.migration().await;
+        if status.is_ok_and(|status| status.phase == MigrationPhase::Postcopy) {
+            return;
+        }
+        tracing::warn!(vm = %self.vm, "blockd died under a machine that waits for a guest: the \
+            machine is ended");
+        if let Err(error) = machine.kill().await {
+            tracing::warn!(vm = %self.vm, %error, "it cannot be ended");
         }
     }
 
