@@ -380,6 +380,9 @@ impl Engine {
 
 /// What of a request has not arrived, as far as it can be told.
 fn missing(ring: &Vring, parser: &Parser, parsed: &Result<Request, Refusal>) -> Vec<Missing> {
+    if ring.memory().arriving().is_none() {
+        return Vec::new();
+    }
     let mut missing = ring.take_missing();
     if missing.is_empty() {
         let mut look = |at, len| ring.memory().missing(at, len, &mut missing);
