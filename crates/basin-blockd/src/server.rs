@@ -206,7 +206,7 @@ impl Server {
             Request::Hello => Reply::Hello {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
-                postcopy: false,
+                postcopy: crate::vhost::arriving::possible(),
             },
             Request::Open { .. } if self.quitting.load(Ordering::Acquire) => ending(),
             Request::Open { export } => done(self.registry.open(export)),

@@ -195,6 +195,15 @@ fn the_sources_block_daemon_dies_while_disks_go_over() {
     moving.stayed();
 }
 
+/// Its machine there would not connect to the disks any more.
+#[test]
+fn the_targets_block_daemon_dies_while_memory_goes_over() {
+    let cluster = cluster(3);
+    let moving = begin(&cluster, At::Memory);
+    cluster.servers[1].kill_blockd();
+    moving.stayed();
+}
+
 #[test]
 fn the_link_is_cut_while_disks_go_over() {
     let cluster = cluster(3);

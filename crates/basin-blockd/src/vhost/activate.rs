@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::handler::Handler;
+use super::device::Handler;
 use crate::control::ErrorCode;
 use crate::disk::Disk;
 

@@ -3,22 +3,22 @@
 //! One front end at a time: a second one waits until the first is gone. When a
 //! connection ends, its queues are stopped and drained before the next begins.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vhost::vhost_user::{BackendReqHandler, Error};
+use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use super::handler::Handler;
-use super::memory::peer_uid;
+use super::device::Handler;
+use super::peer::{Peer, peer};
 use crate::disk::Disk;
 use crate::worker::Pool;
 
@@ -28,6 +28,11 @@ const STACK: usize = 128 << 10;
 /// `VHOST_USER_SET_BACKEND_REQ_FD`: the library takes the channel but cannot send
 /// the one message that matters to a disk, so it is handled here.
 const SET_BACKEND_REQ_FD: u32 = 21;
+/// It goes to all disks of a guest whose memory has come, also to those that were not told
+/// that it would.
+const POSTCOPY_END: u32 = 30;
+/// QEMU acknowledges with the code of what it sent before, and may have sent nothing.
+const NOTHING: u32 = 0;
 const CONFIG_CHANGED: u32 = 2;
 const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
@@ -162,15 +167,21 @@ impl Shared {
 
     fn admit(self: &Arc<Shared>, stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
-        let peer = peer_uid(&stream)?;
-        if peer != 0 && peer != self.uid {
-            return Err(io::Error::other(format!("user {peer} may not use this disk")));
+        let (process, user) = peer(&stream)?;
+        if user != 0 && user != self.uid {
+            return Err(io::Error::other(format!("user {user} may not use this disk")));
         }
         *lock(&self.connection) = Some(stream.try_clone()?);
         self.connected.store(true, Ordering::Release);
         tracing::info!(volume = %self.disk.volume, "front end connected");
-        let handler = Handler::new(Arc::clone(&self.disk), Arc::clone(&self.pool), peer == 0);
-        let outcome = self.talk(&stream, &handler);
+        let peer = Peer { trusted: user == 0, process, arriving: OnceLock::new() };
+        let peer = Arc::new(peer);
+        let handler =
+            Handler::new(Arc::clone(&self.disk), Arc::clone(&self.pool), Arc::clone(&peer));
+        let outcome = self.talk(&stream, &handler, &peer);
+        if let Some(arriving) = peer.arriving.get() {
+            arriving.give_up();
+        }
         lock(&handler).stop();
         let activating = lock(&handler).take_activating();
         if let Some(activating) = activating {
@@ -184,14 +195,29 @@ impl Shared {
         outcome
     }
 
-    fn talk(&self, stream: &UnixStream, handler: &Arc<Mutex<Handler>>) -> io::Result<()> {
+    fn talk(
+        &self,
+        stream: &UnixStream,
+        handler: &Arc<Mutex<Handler>>,
+        peer: &Peer,
+    ) -> io::Result<()> {
         let requests = stream.try_clone()?;
         let mut requests = BackendReqHandler::from_stream(requests, Arc::clone(handler));
         while self.wait(stream) {
-            match peek_request(stream)? {
-                None => return Ok(()),
-                Some(SET_BACKEND_REQ_FD) => self.take_channel(stream)?,
-                Some(_) => match requests.handle_request() {
+            let Some(header) = peek_header(stream)? else { return Ok(()) };
+            match header.request {
+                SET_BACKEND_REQ_FD => self.take_channel(stream)?,
+                POSTCOPY_END if peer.arriving.get().is_none() => {
+                    take_message(stream, &header)?;
+                    peer.process.note_whole();
+                    answer(stream, &header)?;
+                }
+                NOTHING if header.size == 8 && peer.arriving.get().is_some() => {
+                    take_message(stream, &header)?;
+                    let taken = lock(handler).postcopy_ack_mem_regions();
+                    taken.map_err(|e| io::Error::other(e.to_string()))?;
+                }
+                _ => match requests.handle_request() {
                     // After the answer: the front end need not wait until the data of
                     // a device that it has stopped are durable.
                     Ok(()) => self.disk.settle(),
@@ -204,45 +230,77 @@ impl Shared {
         Ok(())
     }
 
-    fn take_channel(&self, mut stream: &UnixStream) -> io::Result<()> {
-        let mut header = [0; 12];
-        let (n, file) = stream
-            .recv_with_fd(&mut header)
-            .map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
-        let [_, _, _, _, f0, f1, f2, f3, s0, s1, s2, s3] = header;
-        let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
-        let size = u32::from_ne_bytes([s0, s1, s2, s3]);
-        let Some(file) = file.filter(|_| n == header.len() && size == 0) else {
+    fn take_channel(&self, stream: &UnixStream) -> io::Result<()> {
+        let mut bytes = [0; Header::LEN];
+        let (n, file) =
+            stream.recv_with_fd(&mut bytes).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        let header = Header::from_bytes(&bytes);
+        let Some(file) = file.filter(|_| n == bytes.len() && header.size == 0) else {
             return Err(io::Error::other("a bad message for the back end's channel"));
         };
         *lock(&self.channel) = Some(UnixStream::from(std::os::fd::OwnedFd::from(file)));
-        if flags & NEED_REPLY != 0 {
-            let mut reply = Vec::with_capacity(20);
-            for word in [SET_BACKEND_REQ_FD, VERSION | REPLY, 8, 0, 0] {
-                reply.extend(word.to_ne_bytes());
-            }
-            stream.write_all(&reply)?;
-        }
-        Ok(())
+        answer(stream, &header)
     }
 }
 
-/// The code of the next message, which stays in the socket; `None` at its end.
-fn peek_request(stream: &UnixStream) -> io::Result<Option<u32>> {
-    let mut code = [0u8; 4];
+/// What every message begins with.
+struct Header {
+    request: u32,
+    flags: u32,
+    size: u32,
+}
+
+impl Header {
+    const LEN: usize = 12;
+
+    fn from_bytes(bytes: &[u8; Header::LEN]) -> Header {
+        let [r0, r1, r2, r3, f0, f1, f2, f3, s0, s1, s2, s3] = *bytes;
+        let word = u32::from_ne_bytes;
+        Header {
+            request: word([r0, r1, r2, r3]),
+            flags: word([f0, f1, f2, f3]),
+            size: word([s0, s1, s2, s3]),
+        }
+    }
+}
+
+/// Takes a message that is not for the library.
+fn take_message(mut stream: &UnixStream, header: &Header) -> io::Result<()> {
+    let mut bytes = [0; Header::LEN + 8];
+    match bytes.get_mut(..Header::LEN + header.size as usize) {
+        Some(bytes) => stream.read_exact(bytes),
+        None => Err(io::Error::other("a message that is too long")),
+    }
+}
+
+/// It is done, for a front end that wants to know.
+fn answer(mut stream: &UnixStream, header: &Header) -> io::Result<()> {
+    if header.flags & NEED_REPLY == 0 {
+        return Ok(());
+    }
+    let mut reply = Vec::with_capacity(Header::LEN + 8);
+    for word in [header.request, VERSION | REPLY, 8, 0, 0] {
+        reply.extend(word.to_ne_bytes());
+    }
+    stream.write_all(&reply)
+}
+
+/// The beginning of the next message, which stays in the socket; `None` at its end.
+fn peek_header(stream: &UnixStream) -> io::Result<Option<Header>> {
+    let mut bytes = [0u8; Header::LEN];
     // SAFETY: reads into a local buffer of the length given.
     let n = unsafe {
         libc::recv(
             stream.as_raw_fd(),
-            code.as_mut_ptr().cast(),
-            code.len(),
+            bytes.as_mut_ptr().cast(),
+            bytes.len(),
             libc::MSG_PEEK | libc::MSG_WAITALL,
         )
     };
-    match n {
-        4 => Ok(Some(u32::from_ne_bytes(code))),
-        n if n >= 0 => Ok(None),
-        _ => match io::Error::last_os_error() {
+    match usize::try_from(n) {
+        Ok(Header::LEN) => Ok(Some(Header::from_bytes(&bytes))),
+        Ok(_) => Ok(None),
+        Err(_) => match io::Error::last_os_error() {
             e if e.raw_os_error() == Some(libc::ECONNRESET) => Ok(None),
             e => Err(e),
         },

@@ -1,10 +1,7 @@
 //! What a front end may ask, and what it means for the queues.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, Weak};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -13,217 +10,13 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::activate::activate;
+use super::arriving::{Arriving, possible};
 use super::config;
+use super::device::{Addresses, Conf, Handler, eventfd, failed, refused};
 use super::inflight::{self, InflightArea};
 use super::log::DirtyLog;
 use super::memory::{GuestMemory, RegionSpec, map_shared};
-use super::vring::{MAX_RING, RingSetup};
-use crate::disk::Disk;
-use crate::worker::inbox::Start;
-use crate::worker::{Pool, QueueHandle};
-
-#[derive(Clone, Copy)]
-struct Addresses {
-    descriptors: u64,
-    available: u64,
-    used: u64,
-    used_log: Option<u64>,
-}
-
-/// A queue as the front end described it so far.
-#[derive(Default)]
-struct Conf {
-    size: u16,
-    base: u16,
-    addresses: Option<Addresses>,
-    kick: Option<File>,
-    call: Option<File>,
-    err: Option<File>,
-    enabled: bool,
-    running: Option<QueueHandle>,
-}
-
-impl Conf {
-    /// All is known that a queue needs.
-    fn startable(&self) -> bool {
-        self.kick.is_some() && self.addresses.is_some() && self.enabled && self.size != 0
-    }
-}
-
-/// The state of one connection.
-pub struct Handler {
-    disk: Arc<Disk>,
-    pool: Arc<Pool>,
-    /// The front end is root's.
-    trusted: bool,
-    features: u64,
-    memory: Arc<GuestMemory>,
-    inflight: Option<InflightArea>,
-    log: Option<Arc<DirtyLog>>,
-    queues: Vec<Conf>,
-    /// Itself, for whoever finishes what a message began.
-    me: Weak<Mutex<Handler>>,
-    /// Waits for the disk's file.
-    activating: Option<JoinHandle<()>>,
-}
-
-fn refused<T>(why: impl Into<String>) -> Result<T> {
-    Err(Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, why.into())))
-}
-
-fn failed(error: io::Error) -> Error {
-    Error::ReqHandlerError(error)
-}
-
-/// Polling a descriptor that is no eventfd could do anything.
-fn eventfd(file: Option<File>) -> Result<Option<File>> {
-    let Some(file) = file else { return Ok(None) };
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&file.as_fd());
-    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(failed)?;
-    if link.as_os_str() == "anon_inode:[eventfd]" {
-        Ok(Some(file))
-    } else {
-        refused("a descriptor for notices is not an eventfd")
-    }
-}
-
-impl Handler {
-    pub fn new(disk: Arc<Disk>, pool: Arc<Pool>, trusted: bool) -> Arc<Mutex<Handler>> {
-        let queues = (0..disk.queues).map(|_| Conf::default()).collect();
-        Arc::new_cyclic(|me| {
-            Mutex::new(Handler {
-                disk,
-                pool,
-                trusted,
-                features: 0,
-                memory: Arc::default(),
-                inflight: None,
-                log: None,
-                queues,
-                me: me.clone(),
-                activating: None,
-            })
-        })
-    }
-
-    /// Stops all queues; returns when nothing is in flight. The rest of the device's
-    /// description is forgotten, so that nothing starts any more.
-    pub fn stop(&mut self) {
-        let stopping: Vec<_> = self
-            .queues
-            .iter_mut()
-            .filter_map(|q| q.running.take().map(QueueHandle::begin_stop))
-            .collect();
-        for answer in stopping {
-            let _ = answer.recv();
-        }
-        self.queues.iter_mut().for_each(|q| q.kick = None);
-        self.note_running();
-    }
-
-    /// Whoever waits for the disk's file on behalf of this front end.
-    pub fn take_activating(&mut self) -> Option<JoinHandle<()>> {
-        self.activating.take()
-    }
-
-    /// The disk's file is held now, or not needed any more.
-    pub fn activated(&mut self) {
-        self.activating = None;
-        if let Err(why) = self.refresh_all() {
-            tracing::warn!(volume = %self.disk.volume, %why, "cannot start the queues");
-        }
-    }
-
-    /// The device runs while a queue runs or would, if the file were held.
-    fn note_running(&self) {
-        let runs = |q: &Conf| q.running.is_some() || q.startable();
-        self.disk.set_running(self.queues.iter().any(runs));
-    }
-
-    fn conf(&mut self, index: u32) -> Result<&mut Conf> {
-        let count = self.queues.len();
-        match self.queues.get_mut(index as usize) {
-            Some(conf) => Ok(conf),
-            None => refused(format!("queue {index} of a disk with {count}")),
-        }
-    }
-
-    fn stopped(&mut self, index: u32) -> Result<&mut Conf> {
-        let conf = self.conf(index)?;
-        if conf.running.is_some() {
-            return refused(format!("queue {index} is running"));
-        }
-        Ok(conf)
-    }
-
-    fn setup(&self, conf: &Conf) -> Option<RingSetup> {
-        let a = conf.addresses?;
-        let logs = self.features & config::LOG_ALL != 0;
-        Some(RingSetup {
-            memory: Arc::clone(&self.memory),
-            size: conf.size,
-            descriptors: a.descriptors,
-            available: a.available,
-            used: a.used,
-            event_idx: self.features & config::EVENT_IDX != 0,
-            log: self.log.clone().filter(|_| logs),
-            used_log: a.used_log.filter(|_| logs),
-        })
-    }
-
-    /// Starts a queue once everything is known, and keeps a running one up to date.
-    fn refresh(&mut self, index: usize) -> Result<()> {
-        let conf = &self.queues[index];
-        let Some(ring) = self.setup(conf) else { return Ok(()) };
-        if let Some(running) = &conf.running {
-            if !running.relocate(ring) {
-                tracing::debug!(volume = %self.disk.volume, queue = index,
-                    "the ring is not within the new memory; the old mapping is kept");
-            }
-            return Ok(());
-        }
-        let Some(kick) = conf.kick.as_ref().filter(|_| conf.startable()) else { return Ok(()) };
-        self.disk.set_running(true);
-        let Some(block) = self.disk.block() else {
-            if self.activating.is_none() {
-                let disk = Arc::clone(&self.disk);
-                self.activating = Some(activate(self.me.clone(), disk).map_err(failed)?);
-            }
-            return Ok(());
-        };
-        let clone = |f: &Option<File>| f.as_ref().map(File::try_clone).transpose();
-        let start = Start {
-            disk: Arc::clone(&self.disk),
-            block,
-            index: index as u16,
-            next_avail: conf.base,
-            kick: kick.try_clone().map_err(failed)?,
-            call: clone(&conf.call).map_err(failed)?,
-            err: clone(&conf.err).map_err(failed)?,
-            inflight: match &self.inflight {
-                Some(area) => match area.queue(index as u16, conf.size) {
-                    Some(record) => Some(record),
-                    None => return refused("the in-flight memory has no room for the queue"),
-                },
-                None => None,
-            },
-            writethrough: self.features & config::FLUSH == 0,
-            ring,
-        };
-        match self.pool.add(start) {
-            Some(handle) => {
-                self.queues[index].running = Some(handle);
-                Ok(())
-            }
-            None => refused(format!("the ring of queue {index} is not within the guest's memory")),
-        }
-    }
-
-    fn refresh_all(&mut self) -> Result<()> {
-        (0..self.queues.len()).try_for_each(|n| self.refresh(n))
-    }
-}
+use super::vring::MAX_RING;
 
 impl VhostUserBackendReqHandlerMut for Handler {
     fn set_owner(&mut self) -> Result<()> {
@@ -261,14 +54,21 @@ impl VhostUserBackendReqHandlerMut for Handler {
         &mut self,
         regions: &[VhostUserMemoryRegion],
         files: Vec<File>,
-        _postcopy: Option<bool>,
+        postcopy: Option<bool>,
     ) -> Result<Option<Vec<vhost::VhostUserMemoryRegionBase>>> {
-        let mut memory = GuestMemory::default();
+        let arrives = postcopy == Some(true);
+        self.check_memory(arrives)?;
+        let mut memory = self.no_memory(arrives);
         for (region, file) in regions.iter().zip(files) {
-            memory = memory.with(spec(region), file, self.trusted).map_err(failed)?;
+            memory = memory.with(spec(region), file, self.peer.trusted).map_err(failed)?;
         }
-        self.memory = Arc::new(memory);
-        self.refresh_all().map(|()| None)
+        self.take_memory(memory, arrives)?;
+        if !arrives {
+            return Ok(None);
+        }
+        let base = |region: &VhostUserMemoryRegion| self.memory.base(region.guest_phys_addr);
+        let bases: Option<Vec<_>> = regions.iter().map(base).collect();
+        bases.map(Some).ok_or(Error::BackendInternalError)
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {
@@ -279,11 +79,16 @@ impl VhostUserBackendReqHandlerMut for Handler {
         &mut self,
         region: &VhostUserSingleMemoryRegion,
         file: File,
-        _postcopy: Option<bool>,
+        postcopy: Option<bool>,
     ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
-        let memory = self.memory.with(spec(region), file, self.trusted).map_err(failed)?;
-        self.memory = Arc::new(memory);
-        self.refresh_all().map(|()| None)
+        let arrives = postcopy == Some(true);
+        self.check_memory(arrives)?;
+        let memory = self.memory.with(spec(region), file, self.peer.trusted).map_err(failed)?;
+        self.take_memory(memory, arrives)?;
+        if !arrives {
+            return Ok(None);
+        }
+        self.memory.base(region.guest_phys_addr).map(Some).ok_or(Error::BackendInternalError)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
@@ -387,7 +192,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
             | P::INFLIGHT_SHMFD
             | P::CONFIGURE_MEM_SLOTS
             | P::RESET_DEVICE
-            | P::LOG_SHMFD)
+            | P::LOG_SHMFD
+            | if possible() { P::PAGEFAULT } else { P::empty() })
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
@@ -418,7 +224,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
-        let map = map_shared(file, area.mmap_offset, area.mmap_size, self.trusted);
+        let map = map_shared(file, area.mmap_offset, area.mmap_size, self.peer.trusted);
         match InflightArea::new(map.map_err(failed)?, area.num_queues) {
             Some(area) => {
                 self.inflight = Some(area);
@@ -429,9 +235,48 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let map = map_shared(file, log.mmap_offset, log.mmap_size, self.trusted);
+        let map = map_shared(file, log.mmap_offset, log.mmap_size, self.peer.trusted);
         self.log = Some(Arc::new(DirtyLog::new(map.map_err(failed)?)));
         self.refresh_all()
+    }
+
+    fn postcopy_advice(&mut self) -> Result<File> {
+        let arriving = Arriving::new().map_err(failed)?;
+        let descriptor = arriving.descriptor().map_err(failed)?;
+        match self.peer.arriving.set(arriving) {
+            Ok(()) => Ok(descriptor),
+            Err(arriving) => {
+                arriving.give_up();
+                refused("post-copy for the second time")
+            }
+        }
+    }
+
+    fn postcopy_listen(&mut self) -> Result<()> {
+        let Some(arriving) = self.peer.arriving.get() else {
+            return refused("post-copy that was not announced");
+        };
+        if !self.memory.is_empty() {
+            return refused("post-copy into memory that is in use");
+        }
+        self.memory = Arc::new(GuestMemory::that_arrives(Arc::clone(arriving)));
+        tracing::info!(volume = %self.disk.volume, "the guest's memory arrives by post-copy");
+        Ok(())
+    }
+
+    fn postcopy_ack_mem_regions(&mut self) -> Result<()> {
+        self.unacknowledged = false;
+        self.refresh_all()
+    }
+
+    /// Nothing is waited for: the front end may ask something else at the same time.
+    fn postcopy_end(&mut self) -> Result<()> {
+        self.peer.process.note_whole();
+        if let Some(arriving) = self.peer.arriving.get() {
+            arriving.end();
+        }
+        tracing::info!(volume = %self.disk.volume, "the guest's memory is there");
+        Ok(())
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {

@@ -9,11 +9,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+
+use super::arriving::{Arriving, Missing, Watched};
 
 /// A piece of guest memory.
 pub struct Region {
@@ -22,6 +24,8 @@ pub struct Region {
     uva: u64,
     len: u64,
     map: MmapRegion<()>,
+    /// The same once more, while it arrives.
+    watched: Option<Arc<Watched>>,
 }
 
 impl Region {
@@ -73,11 +77,55 @@ pub fn map_shared(file: File, offset: u64, len: u64, trusted: bool) -> io::Resul
 pub struct GuestMemory {
     /// By guest address, not overlapping.
     regions: Vec<Arc<Region>>,
+    /// It has holes: see [`GuestMemory::missing`].
+    arriving: Option<Arc<Arriving>>,
 }
 
 impl GuestMemory {
     /// More regions than this make a lookup slow; QEMU needs a handful.
     pub const MAX_REGIONS: usize = 256;
+
+    /// No memory yet; what comes, arrives page by page.
+    pub fn that_arrives(arriving: Arc<Arriving>) -> GuestMemory {
+        GuestMemory { regions: Vec::new(), arriving: Some(arriving) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Where the front end is told of what is missed in the region that begins here.
+    pub fn base(&self, gpa: u64) -> Option<u64> {
+        let (region, offset) = self.find(gpa)?;
+        let watched = region.watched.as_ref().filter(|_| offset == 0)?;
+        Some(watched.start().addr() as u64)
+    }
+
+    /// Whoever has what is missing fetched; `None`: nothing is missing.
+    pub fn arriving(&self) -> Option<&Arc<Arriving>> {
+        self.arriving.as_ref()
+    }
+
+    /// Appends what of these bytes has not arrived. It may not be touched: it would become
+    /// zeros, for the guest too.
+    pub fn missing(&self, mut gpa: u64, mut len: u64, out: &mut Vec<Missing>) {
+        let Some(arriving) = &self.arriving else { return };
+        while let Some((region, offset)) = self.find(gpa).filter(|_| len > 0) {
+            let n = len.min(region.len - offset);
+            if let Some(watched) = &region.watched {
+                arriving.missing(watched, offset, n, out);
+            }
+            let Some(next) = gpa.checked_add(n) else { return };
+            (gpa, len) = (next, len - n);
+        }
+    }
+
+    /// The same for an address of the front end, within one region.
+    pub fn missing_of_front_end(&self, uva: u64, len: u64, out: &mut Vec<Missing>) {
+        if let Some(region) = self.regions.iter().find(|r| r.uva <= uva && uva - r.uva < r.len) {
+            self.missing(region.gpa + (uva - region.uva), len, out);
+        }
+    }
 
     /// The same memory and one more region.
     pub fn with(&self, spec: RegionSpec, file: File, trusted: bool) -> io::Result<GuestMemory> {
@@ -94,12 +142,18 @@ impl GuestMemory {
         if self.regions.iter().any(clash) {
             return Err(refuse("memory regions overlap"));
         }
+        let watched = match &self.arriving {
+            Some(arriving) => {
+                arriving.watch(map_shared(file.try_clone()?, spec.offset, spec.len, trusted)?)?
+            }
+            None => None,
+        };
         let map = map_shared(file, spec.offset, spec.len, trusted)?;
-        let region = Region { gpa: spec.gpa, uva: spec.uva, len: spec.len, map };
+        let region = Region { gpa: spec.gpa, uva: spec.uva, len: spec.len, map, watched };
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|r| r.gpa < spec.gpa);
         regions.insert(at, Arc::new(region));
-        Ok(GuestMemory { regions })
+        Ok(GuestMemory { regions, arriving: self.arriving.clone() })
     }
 
     /// The same memory without one region; `None` if there is no such region.
@@ -107,7 +161,7 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         let at = regions.iter().position(|r| r.gpa == gpa && r.uva == uva && r.len == len)?;
         regions.remove(at);
-        Some(GuestMemory { regions })
+        Some(GuestMemory { regions, arriving: self.arriving.clone() })
     }
 
     fn find(&self, gpa: u64) -> Option<(&Region, u64)> {
@@ -167,24 +221,6 @@ impl GuestMemory {
         let region = self.regions.iter().find(inside)?;
         Some(region.gpa + (p - region.map.as_ptr().addr()) as u64)
     }
-}
-
-/// The user at the other end of a unix socket.
-pub fn peer_uid(socket: &impl AsRawFd) -> io::Result<u32> {
-    // SAFETY: a zeroed ucred is a valid one.
-    let mut cred: libc::ucred = unsafe { std::mem::zeroed() };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: both pointers are to locals of the size given.
-    let rc = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut cred).cast(),
-            &raw mut len,
-        )
-    };
-    if rc == 0 { Ok(cred.uid) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -11,11 +11,13 @@
 //! `used_event` (behind the available ring). A side that is looking anyway leaves
 //! its index behind and is not disturbed. Without it, flags say yes or no.
 
+use std::cell::RefCell;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
+use super::arriving::Missing;
 use super::log::DirtyLog;
 use super::memory::GuestMemory;
 use crate::request::chain::Descriptor;
@@ -34,6 +36,23 @@ pub struct RingSetup {
     pub log: Option<Arc<DirtyLog>>,
     /// The used ring's guest address, if writes to it are to be noted.
     pub used_log: Option<u64>,
+}
+
+impl RingSetup {
+    /// The parts of the ring, and their alignment.
+    fn parts(&self) -> [(u64, u64, usize); 3] {
+        let n = u64::from(self.size);
+        [(self.descriptors, 16 * n, 16), (self.available, 6 + 2 * n, 2), (self.used, 6 + 8 * n, 4)]
+    }
+
+    /// What of the ring has not arrived: it cannot be used before.
+    pub fn missing(&self) -> Vec<Missing> {
+        let mut missing = Vec::new();
+        for (uva, len, _) in self.parts() {
+            self.memory.missing_of_front_end(uva, len, &mut missing);
+        }
+        missing
+    }
 }
 
 /// The guest broke the ring's rules; it is not served any further.
@@ -75,6 +94,8 @@ pub struct Vring {
     event_idx: bool,
     log: Option<Arc<DirtyLog>>,
     used_log: Option<u64>,
+    /// What was to be read and has not arrived.
+    missing: RefCell<Vec<Missing>>,
 }
 
 /// Larger rings only make larger bursts.
@@ -91,23 +112,24 @@ impl Vring {
         if size == 0 || !size.is_power_of_two() {
             return None;
         }
-        let n = u64::from(size);
-        let locate = |uva: u64, len: u64, align: usize| {
+        let [descriptors, available, used] = setup.parts();
+        let locate = |(uva, len, align): (u64, u64, usize)| {
             let p = setup.memory.pointer_of_front_end(uva, len)?;
             p.addr().is_multiple_of(align).then_some(p)
         };
         let mut ring = Vring {
             memory: Rc::new(Pinned(Arc::clone(&setup.memory))),
             size,
-            descriptors: locate(setup.descriptors, 16 * n, 16)?,
-            available: locate(setup.available, 6 + 2 * n, 2)?,
-            used: locate(setup.used, 6 + 8 * n, 4)?,
+            descriptors: locate(descriptors)?,
+            available: locate(available)?,
+            used: locate(used)?,
             next_avail,
             next_used: 0,
             told: 0,
             event_idx: setup.event_idx,
             log: setup.log.clone(),
             used_log: setup.used_log,
+            missing: RefCell::default(),
         };
         ring.next_used = ring.used_u16(2).load(Ordering::Acquire);
         ring.told = ring.next_used;
@@ -166,8 +188,8 @@ impl Vring {
         self.avail_u16(2).load(Ordering::Acquire) != self.next_avail
     }
 
-    /// Takes the next request's head.
-    pub fn pop(&mut self) -> Result<Option<u16>, Broken> {
+    /// The next request's head, which stays where it is until [`Vring::pop`].
+    pub fn peek(&self) -> Result<Option<u16>, Broken> {
         let (from, to, size) =
             (self.next_avail, self.avail_u16(2).load(Ordering::Acquire), self.size);
         if from == to {
@@ -181,8 +203,24 @@ impl Vring {
         if head >= size {
             return Err(Broken::Head { head, size });
         }
-        self.next_avail = from.wrapping_add(1);
         Ok(Some(head))
+    }
+
+    /// Takes what [`Vring::peek`] showed.
+    pub fn pop(&mut self) {
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    /// Copies guest memory out; false if it is not the guest's, or has not arrived.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        let mut missing = self.missing.borrow_mut();
+        self.memory.missing(gpa, buf.len() as u64, &mut missing);
+        missing.is_empty() && self.memory.read(gpa, buf)
+    }
+
+    /// What [`Vring::read`] missed since the last call.
+    pub fn take_missing(&self) -> Vec<Missing> {
+        self.missing.take()
     }
 
     /// A copy of a descriptor of the ring's own table.

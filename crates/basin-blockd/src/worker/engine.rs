@@ -246,6 +246,12 @@ impl Engine {
                 }
                 Message::Tap(volume, mirror, reply) => self.tap(volume, mirror.as_ref(), &reply),
                 Message::Stop(QueueKey(n), reply) => self.begin_stop(n, reply),
+                Message::Arrived(QueueKey(n), life) => {
+                    if let Some(queue) = self.queue(n).filter(|queue| queue.life == life) {
+                        queue.fetching = false;
+                        self.touch(n);
+                    }
+                }
                 Message::LaneDone(slot, result) => {
                     self.completed(slot, result.err().map_or(0, |errno| -errno));
                 }
@@ -309,6 +315,7 @@ impl Engine {
             paused: false,
             draining: None,
             broken: false,
+            fetching: false,
             redo,
             open: 0,
             batch: Vec::new(),

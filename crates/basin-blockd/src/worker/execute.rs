@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::engine::Engine;
+use super::inbox::{Message, QueueKey};
 use super::queue::{Bounce, Slot};
 use super::ring::{Tag, Target};
 use crate::io::Reach;
 use crate::io::lane::{GuestBuffers, Job, copy_from, copy_to};
-use crate::request::{ID_LEN, Limits, Op, Refusal, Request, Status};
+use crate::request::{ID_LEN, Limits, Op, Parser, Refusal, Request, Status};
+use crate::vhost::arriving::Missing;
+use crate::vhost::vring::Vring;
 
 /// Zeros for devices that cannot zero by themselves.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -26,24 +29,29 @@ impl Engine {
             self.break_queue(n, &"more requests than descriptors");
             return false;
         }
-        let head = match queue.redo.pop_front() {
-            Some(head) => head,
-            None => match queue.ring.pop() {
-                Ok(None) => return false,
-                Ok(Some(head)) => {
-                    if let Some(inflight) = &mut queue.inflight {
-                        inflight.take(head);
-                    }
-                    head
-                }
-                Err(why) => {
-                    self.break_queue(n, &why);
-                    return false;
-                }
-            },
+        let head = match queue.redo.front().copied().map(Some).map_or_else(|| queue.ring.peek(), Ok)
+        {
+            Ok(None) => return false,
+            Ok(Some(head)) => head,
+            Err(why) => {
+                self.break_queue(n, &why);
+                return false;
+            }
         };
         let limits = Limits { capacity: queue.block.size(), read_only: queue.disk.read_only };
-        match self.parser.parse(&queue.ring, head, limits) {
+        let parsed = self.parser.parse(&queue.ring, head, limits);
+        let missing = missing(&queue.ring, &self.parser, &parsed);
+        if !missing.is_empty() {
+            self.fetch(n, missing);
+            return false;
+        }
+        if queue.redo.pop_front().is_none() {
+            queue.ring.pop();
+            if let Some(inflight) = &mut queue.inflight {
+                inflight.take(head);
+            }
+        }
+        match parsed {
             Ok(request) => self.begin(n, head, request),
             Err(Refusal::Answer { status, at, why }) => {
                 let Some(p) = queue.ring.memory().pointer(at, 1) else {
@@ -67,6 +75,18 @@ impl Engine {
                 false
             }
         }
+    }
+
+    /// Has the memory of the next request fetched, which is not taken before: the worker
+    /// never waits, and a queue that is stopped meanwhile leaves it to whoever is next.
+    fn fetch(&mut self, n: u32, missing: Vec<Missing>) {
+        let inbox = Arc::clone(&self.inbox);
+        let Some(queue) = self.queue(n) else { return };
+        let Some(arriving) = queue.ring.memory().arriving() else { return };
+        let life = queue.life;
+        let then = move || inbox.send(Message::Arrived(QueueKey(n), life));
+        arriving.fetch(missing, Box::new(then));
+        queue.fetching = true;
     }
 
     /// A free slot, counted as open in its queue.
@@ -356,6 +376,26 @@ impl Engine {
         }
         self.free_slots.push(slot);
     }
+}
+
+/// What of a request has not arrived, as far as it can be told.
+fn missing(ring: &Vring, parser: &Parser, parsed: &Result<Request, Refusal>) -> Vec<Missing> {
+    if ring.memory().arriving().is_none() {
+        return Vec::new();
+    }
+    let mut missing = ring.take_missing();
+    if missing.is_empty() {
+        let mut look = |at, len| ring.memory().missing(at, len, &mut missing);
+        match parsed {
+            Ok(request) => {
+                parser.data.iter().for_each(|d| look(d.addr, d.len));
+                look(request.status, 1);
+            }
+            Err(Refusal::Answer { at, .. }) => look(*at, 1),
+            Err(Refusal::Fatal(_) | Refusal::NoStatus) => {}
+        }
+    }
+    missing
 }
 
 /// The list without its first `n` bytes.

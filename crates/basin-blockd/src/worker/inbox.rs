@@ -48,6 +48,8 @@ pub enum Message {
     Tap(VolumeId, Option<Arc<Mirroring>>, SyncSender<()>),
     /// Answers with the ring's next available index when nothing is in flight.
     Stop(QueueKey, SyncSender<u16>),
+    /// The memory of this queue's next request has; of this life of its.
+    Arrived(QueueKey, u32),
     LaneDone(u32, Result<(), i32>),
 }
 

@@ -36,6 +36,8 @@ pub struct Queue {
     pub draining: Option<SyncSender<()>>,
     /// The guest broke the ring's rules.
     pub broken: bool,
+    /// The next request has not all arrived: it is being fetched.
+    pub fetching: bool,
     /// Requests of a predecessor, to be done before new ones.
     pub redo: VecDeque<u16>,
     /// Requests in the kernel, in a lane, or waiting for space.
@@ -68,7 +70,11 @@ impl Queue {
     }
 
     pub fn takes_requests(&self) -> bool {
-        !self.paused && !self.broken && self.stopping.is_none() && self.draining.is_none()
+        !self.paused
+            && !self.broken
+            && self.stopping.is_none()
+            && self.draining.is_none()
+            && !self.fetching
     }
 
     pub fn has_requests(&self) -> bool {
@@ -81,7 +87,7 @@ impl Source for Vring {
         Vring::descriptor(self, index)
     }
     fn read(&self, addr: u64, buf: &mut [u8]) -> bool {
-        self.memory().read(addr, buf)
+        Vring::read(self, addr, buf)
     }
 }
 

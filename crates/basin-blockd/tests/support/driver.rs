@@ -6,9 +6,10 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserInflight, VhostUserProtocolFeatures as P,
+    FrontendReq, VhostUserConfigFlags, VhostUserInflight, VhostUserProtocolFeatures as P,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -117,11 +118,74 @@ impl Guest {
         front.set_mem_table(&[self.region()]).unwrap();
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         let events = || (0..self.queues.len()).map(|_| event()).collect();
-        let link = Link { front, kicks: events(), calls: events() };
+        let link = Link { front, kicks: events(), calls: events(), faults: None };
         // All that a front end knows after its back end died.
         let used: Vec<u16> = (0..self.queues.len()).map(|q| self.used(q)).collect();
         link.start(self, bases.unwrap_or(&used));
         link
+    }
+
+    /// Its memory is one hole from now on; what was there is given out.
+    pub fn leave(&mut self) -> Vec<u8> {
+        self.inflight = None;
+        let (pages, len) = (self.bytes(0, self.map.size()), self.map.size() as i64);
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.file, mode, 0, len).unwrap();
+        pages
+    }
+
+    pub fn memory(&self) -> File {
+        self.file.try_clone().unwrap()
+    }
+
+    /// Where the three pages of a ring are.
+    pub fn ring(q: usize) -> u64 {
+        QUEUE * q as u64
+    }
+
+    /// Connects as the target of a post-copy does, whose device is not started yet; and
+    /// where blockd has the memory.
+    pub fn connect_arriving(&mut self, socket: &Path) -> (Link, u64) {
+        until("the socket", || socket.exists().then_some(()));
+        let mut front = Frontend::connect(socket, 64).unwrap();
+        front.set_owner().unwrap();
+        let offered = front.get_features().unwrap();
+        let wanted = P::CONFIG | P::MQ | P::REPLY_ACK | P::BACKEND_REQ | P::PAGEFAULT;
+        let protocol = front.get_protocol_features().unwrap() & wanted;
+        assert_eq!(protocol, wanted);
+        front.set_protocol_features(protocol).unwrap();
+        front.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
+        let faults = Some(front.postcopy_advise().unwrap());
+        front.postcopy_listen().unwrap();
+        front.set_features(offered & FEATURES).unwrap();
+        let bases = front.set_mem_table(&[self.region()]).unwrap().unwrap();
+        front.postcopy_ack_mem_regions(FrontendReq::SET_MEM_TABLE).unwrap();
+        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let events = || (0..self.queues.len()).map(|_| event()).collect();
+        (Link { front, kicks: events(), calls: events(), faults }, bases[0])
+    }
+
+    /// Offers it to a blockd that may refuse it.
+    pub fn offer_memory(&self, socket: &Path) -> vhost::Result<()> {
+        let front = self.connect_anew(socket)?;
+        front.set_mem_table(&[self.region()]).map(drop)
+    }
+
+    /// Tells the end of a post-copy to a blockd that knows of none.
+    pub fn tell_end(&self, socket: &Path) {
+        self.connect_anew(socket).unwrap().postcopy_end().unwrap();
+    }
+
+    fn connect_anew(&self, socket: &Path) -> vhost::Result<Frontend> {
+        let mut front = Frontend::connect(socket, 64)?;
+        front.set_owner()?;
+        let offered = front.get_features()?;
+        let wanted = P::CONFIG | P::MQ | P::REPLY_ACK | P::PAGEFAULT;
+        let protocol = front.get_protocol_features()? & wanted;
+        front.set_protocol_features(protocol)?;
+        front.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
+        front.set_features(offered & FEATURES)?;
+        Ok(front)
     }
 
     fn used(&self, q: usize) -> u16 {
@@ -264,6 +328,8 @@ pub struct Link {
     pub front: Frontend,
     kicks: Vec<EventFd>,
     calls: Vec<EventFd>,
+    /// What blockd misses of memory that arrives, is told there.
+    pub faults: Option<File>,
 }
 
 impl Link {
@@ -278,6 +344,18 @@ impl Link {
             // Through another connection to the same, because it wants to be changed.
             self.front.clone().set_vring_enable(q, true).unwrap();
         }
+    }
+
+    /// Tells where the memory is once more; where blockd has it now.
+    pub fn map_again(&self, guest: &Guest) -> u64 {
+        let bases = self.front.set_mem_table(&[guest.region()]).unwrap().unwrap();
+        self.front.clone().postcopy_ack_mem_regions(FrontendReq::SET_MEM_TABLE).unwrap();
+        bases[0]
+    }
+
+    /// The same for a guest whose memory arrives, with rings that were never used.
+    pub fn begin(&self, guest: &Guest) {
+        self.start(guest, &vec![0; guest.queues.len()]);
     }
 
     /// Stops the device; where its rings stand.

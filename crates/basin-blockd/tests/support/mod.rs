@@ -36,6 +36,7 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// A daemon with a directory of its own; both go with it.
 pub struct Daemon {
     pub dir: TempDir,
+    workers: Option<usize>,
     child: Option<Child>,
     runtime: tokio::runtime::Runtime,
 }
@@ -49,10 +50,15 @@ fn program() -> PathBuf {
 
 impl Daemon {
     pub fn start() -> Daemon {
+        Daemon::start_with(None)
+    }
+
+    /// With so many workers.
+    pub fn start_with(workers: Option<usize>) -> Daemon {
         // Short, because a socket's path is.
         let dir = tempfile::Builder::new().prefix("bd").tempdir_in("/tmp").unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut daemon = Daemon { dir, child: None, runtime };
+        let mut daemon = Daemon { dir, workers, child: None, runtime };
         daemon.launch();
         daemon
     }
@@ -71,6 +77,7 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new(program())
             .arg(self.run_dir())
+            .args(self.workers.map(|n| n.to_string()))
             .stderr(log)
             .stdout(Stdio::null())
             .spawn()
@@ -85,6 +92,15 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// The names of its threads.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let name = |task: std::io::Result<std::fs::DirEntry>| {
+            std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
+        };
+        tasks.filter_map(name).map(|name| name.trim_end().to_owned()).collect()
     }
 
     pub fn log(&self) -> String {

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use basin_model::vm::{Migration, Vm};
 use basin_model::{Generation, TaskId, VmId};
-use basin_qemu::migrate::Incoming;
+use basin_qemu::migrate::{Incoming, MigrationPhase};
 use basin_qemu::{EngineError, Machine, MachineEvent, MachineState};
 use tokio::sync::Mutex;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::claim::Claim;
+use super::lost::{self, MadeWith};
 use super::types::{Aborted, Prepare, Prepared};
 use super::{Answer, Migrations};
 use crate::api::NodeError;
@@ -79,8 +80,9 @@ impl Coming {
             State::Arrived => return Err(over("its guest has arrived here already")),
             State::Dead => return Err(over("it was given up here")),
         }
+        let made = MadeWith::now(&migrations.0.parts);
         let (machine, prepared) = self.make(migrations, prepare).await?;
-        self.watch(migrations, machine.clone());
+        self.watch(migrations, machine.clone(), made);
         *state = State::Waits { machine, prepared: Some(prepared.clone()) };
         Ok(prepared)
     }
@@ -167,18 +169,23 @@ impl Coming {
         if let Ok(mut state) = self.state.try_lock() {
             *state = State::Waits { machine: machine.clone(), prepared: None };
         }
-        self.watch(migrations, machine);
+        let made = MadeWith::now(&migrations.0.parts);
+        self.watch(migrations, machine, made);
     }
 
     /// Sees the guest arrive, and takes it over.
-    fn watch(self: &Arc<Self>, migrations: &Migrations, machine: Arc<dyn Machine>) {
+    fn watch(self: &Arc<Self>, migrations: &Migrations, machine: Arc<dyn Machine>, made: MadeWith) {
         let (coming, migrations) = (self.clone(), migrations.clone());
         let stop = migrations.0.stop.clone();
         let tasks = migrations.0.tasks.clone();
         tasks.spawn(async move {
             let arrives = async {
-                if coming.arrival(&machine).await {
-                    coming.take_over(&migrations, Some(machine)).await;
+                if coming.arrival(&machine, &made).await {
+                    let vm = coming.vm;
+                    tokio::join!(
+                        coming.take_over(&migrations, Some(machine.clone())),
+                        lost::watch(&migrations, vm, made, machine.clone()),
+                    );
                 }
             };
             stop.run_until_cancelled(arrives).await;
@@ -186,12 +193,19 @@ impl Coming {
     }
 
     /// True: the guest runs here. False: the machine is no more.
-    async fn arrival(&self, machine: &Arc<dyn Machine>) -> bool {
+    async fn arrival(&self, machine: &Arc<dyn Machine>, made: &MadeWith) -> bool {
         let mut events = machine.events();
         loop {
             match machine.state().await {
+                Ok(MachineState::Incoming) if made.replaced() => self.end(&**machine).await,
                 Ok(MachineState::Incoming) => {}
-                Ok(MachineState::Gone) | Err(EngineError::Gone) => return self.has_run(),
+                Ok(MachineState::Gone) | Err(EngineError::Gone) => {
+                    // It may have come in the last moment.
+                    while let Ok(event) = events.try_recv() {
+                        self.note(&event);
+                    }
+                    return self.has_run();
+                }
                 Ok(_) => {
                     self.ran.store(true, Ordering::SeqCst);
                     return true;
@@ -205,11 +219,31 @@ impl Coming {
         }
     }
 
+    /// Its disks would not come back. In post-copy its source has let go already: then it
+    /// runs the guest, and [`lost`] sees to the rest.
+    async fn end(&self, machine: &dyn Machine) {
+        let status = machine.migration().await;
+        if status.is_ok_and(|status| status.phase == MigrationPhase::Postcopy) {
+            return;
+        }
+        tracing::warn!(vm = %self.vm, "blockd died under a machine that waits for a guest: the \
+            machine is ended");
+        if let Err(error) = machine.kill().await {
+            tracing::warn!(vm = %self.vm, %error, "it cannot be ended");
+        }
+    }
+
     async fn next(&self, events: &mut Receiver<MachineEvent>) {
         match events.recv().await {
-            Ok(MachineEvent::Resumed) => self.ran.store(true, Ordering::SeqCst),
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Ok(event) => self.note(&event),
+            Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
+
+    fn note(&self, event: &MachineEvent) {
+        if matches!(event, MachineEvent::Resumed) {
+            self.ran.store(true, Ordering::SeqCst);
         }
     }
 

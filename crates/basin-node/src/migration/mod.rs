@@ -11,6 +11,7 @@
 mod claim;
 mod gate;
 mod incoming;
+mod lost;
 mod outgoing;
 mod policy;
 pub mod types;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use basin_model::host::Host;
 use basin_model::vm::Vm;
 use basin_model::{HostId, TaskId, VmId, keys};
+use basin_qemu::migrate::MigrationPhase;
 use basin_qemu::{Hardware, Machine};
 use basin_store::records;
 use tokio::sync::watch;
@@ -35,7 +37,7 @@ use crate::vms::parts::Parts;
 use crate::vms::{Machines, Vms};
 use incoming::Coming;
 use outgoing::Going;
-use types::{Aborted, Begin, Prepare, Prepared, Report, Stage};
+use types::{Aborted, Begin, POSTCOPY_LOST, Prepare, Prepared, Report, Stage};
 
 type Answer<T> = Result<T, NodeError>;
 
@@ -170,12 +172,15 @@ impl Migrations {
     }
 
     pub async fn listen_again(&self, vm: VmId, _: TaskId) -> Answer<SocketAddr> {
-        let machine = self.0.machines.get(vm).ok_or_else(|| not_running(vm))?;
-        // It may not have noticed yet that the connection is broken.
-        if let Ok(status) = machine.migration().await
-            && status.phase == basin_qemu::migrate::MigrationPhase::Postcopy
-        {
-            machine.pause_postcopy().await.map_err(|e| node_error(&e))?;
+        self.await_adopted().await?;
+        let machine = self.0.machines.get(vm).ok_or_else(|| lost(vm))?;
+        match machine.migration().await.map_err(|e| node_error(&e))?.phase {
+            // It may not have noticed yet that the connection is broken.
+            MigrationPhase::Postcopy => {
+                machine.pause_postcopy().await.map_err(|e| node_error(&e))?;
+            }
+            MigrationPhase::PostcopyPaused => {}
+            _ => return Err(lost(vm)),
         }
         machine.listen_to_recover(self.address().await?).await.map_err(|e| node_error(&e))
     }
@@ -201,9 +206,20 @@ impl Migrations {
         }
     }
 
+    /// Before the switch the guest stays. After it there is one thing to give up: what a
+    /// post-copy still has to fetch, once the target is the owner and does not want it.
     pub async fn cancel(&self, vm: VmId, task: TaskId) -> Answer<()> {
-        if let Some(going) = self.going(vm, task) {
-            going.cancel();
+        let Some(going) = self.going(vm, task) else { return Ok(()) };
+        going.cancel();
+        if going.report().stage != Stage::PostcopyBroken {
+            return Ok(());
+        }
+        let placement = self.record(vm).await?.and_then(|vm| vm.placement);
+        if placement.is_some_and(|p| p.host != self.0.host)
+            && let Some(machine) = self.0.machines.get(vm)
+        {
+            tracing::warn!(%vm, "what is left of a guest is given up: it is not wanted any more");
+            machine.kill().await.map_err(|e| node_error(&e))?;
         }
         Ok(())
     }
@@ -253,6 +269,12 @@ impl Migrations {
             problem("no-cluster", detail, "join one: 'basin join'").into()
         })
     }
+}
+
+/// The machine that fetched memory is no more, or has it all.
+fn lost(vm: VmId) -> NodeError {
+    let detail = format!("no machine of VM {vm} on this server waits for memory");
+    problem(POSTCOPY_LOST, detail, "nothing: it is started anew by its failure policy").into()
 }
 
 fn not_running(vm: VmId) -> NodeError {

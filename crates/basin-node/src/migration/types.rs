@@ -11,6 +11,9 @@ use basin_qemu::Hardware;
 use basin_qemu::migrate::{Channel, MigrationKey};
 use serde::{Deserialize, Serialize};
 
+/// The code of a target's refusal: nobody there waits for the rest of a guest's memory.
+pub const POSTCOPY_LOST: &str = "postcopy-lost";
+
 /// The target is to make everything ready.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Prepare {

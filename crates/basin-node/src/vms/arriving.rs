@@ -145,6 +145,14 @@ impl Parts {
         Ok(used)
     }
 
+    /// Whether the devices of all disks of its machine are started, as far as blockd says.
+    pub async fn all_served(&self, vm: VmId) -> bool {
+        let Ok(exports) = self.exports(vm) else { return false };
+        let Ok(states) = self.disks.list().await else { return false };
+        let runs = |e: &Export| states.iter().any(|s| s.export.volume == e.volume && s.running);
+        exports.iter().all(runs)
+    }
+
     /// The guest is here to stay: its disks are held for as long as it is.
     pub async fn settle(&self, vm: VmId) -> Result<(), Unready> {
         let Some(mut note) = self.note(vm)? else { return Ok(()) };

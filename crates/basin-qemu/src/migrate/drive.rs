@@ -108,6 +108,9 @@ pub struct Drive<'a> {
 }
 
 /// How often a migration is looked at.
+/// After a switch by post-copy: until then its target has surely started its devices, and
+/// only what it asks for is sent.
+const FEW_PAGES_FOR: Duration = Duration::from_millis(500);
 const SOON: Duration = Duration::from_millis(1);
 const OFTEN: Duration = Duration::from_millis(5);
 const SELDOM: Duration = Duration::from_millis(100);
@@ -133,6 +136,8 @@ struct Driver<'a> {
     moved: (Bytes, Instant),
     passes: u64,
     postcopy: bool,
+    /// In post-copy, as fast as it may be.
+    full_speed: bool,
     committed: bool,
     gave_up: Option<String>,
 }
@@ -153,6 +158,7 @@ impl Drive<'_> {
             moved: (Bytes::ZERO, now),
             passes: 0,
             postcopy: false,
+            full_speed: false,
             committed: false,
             gave_up: None,
         };
@@ -308,6 +314,12 @@ impl Driver<'_> {
         (self.committed, self.postcopy) = (true, true);
         if self.phase.0 == MigrationPhase::PostcopyPaused {
             return Next::LookAgain(SELDOM);
+        }
+        if !self.full_speed && self.phase.1.elapsed() > FEW_PAGES_FOR {
+            match self.drive.machine.set_limits(&self.pilot.limits()).await {
+                Ok(()) => self.full_speed = true,
+                Err(error) => tracing::warn!(%error, "a post-copy goes on slowly"),
+            }
         }
         if self.moved.0 != self.transferred {
             self.moved = (self.transferred, Instant::now());

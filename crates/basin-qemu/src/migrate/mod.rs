@@ -82,7 +82,8 @@ pub trait Migrate: Send + Sync {
     /// run. Idempotent: a migration that has ended otherwise stays as it ended.
     async fn cancel_migration(&self) -> Result<(), EngineError>;
 
-    /// The guest goes over now, and fetches what is left there. No way back.
+    /// The guest goes over now, and fetches what is left there. No way back. The rest comes
+    /// slowly until [`Migrate::set_limits`].
     async fn start_postcopy(&self) -> Result<(), EngineError>;
 
     /// Breaks a post-copy's connection that hangs: both sides keep what they have and wait

@@ -7,7 +7,7 @@ use std::time::Duration;
 use basin_model::VolumeId;
 use basin_model::task::Problem;
 use basin_node::NodeError;
-use basin_node::migration::types::{Begin, Report, Stage};
+use basin_node::migration::types::{Begin, POSTCOPY_LOST, Report, Stage};
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
@@ -45,6 +45,9 @@ struct Watch {
     cancel_sent: bool,
     mended: Option<Instant>,
 }
+
+/// The machine that fetched the guest's memory is no more.
+struct Lost;
 
 impl VmMigrate {
     pub(super) async fn transfer(&mut self, cx: &StepContext<Services>) -> Result<(), Problem> {
@@ -94,7 +97,12 @@ impl VmMigrate {
                 match report.stage {
                     // The claim may be quicker than the source's own look.
                     Stage::Memory | Stage::Switching | Stage::Postcopy => {}
-                    Stage::PostcopyBroken => self.mend(&mut watch, cx).await,
+                    Stage::PostcopyBroken => {
+                        if self.mend(&mut watch, cx).await.is_err() {
+                            // The owner goes on without: the source need not keep it.
+                            let _ = self.tell_source_to_stop(cx).await;
+                        }
+                    }
                     _ => return Ok(()),
                 }
                 cx.progress(1.0, words::words(&report));
@@ -126,7 +134,8 @@ impl VmMigrate {
         match &report.stage {
             Stage::Disks | Stage::Memory | Stage::Switching | Stage::Postcopy => None,
             Stage::PostcopyBroken => {
-                self.mend(watch, cx).await;
+                // What became of it shows once it is claimed.
+                let _ = self.mend(watch, cx).await;
                 None
             }
             Stage::Moved { .. } => {
@@ -193,10 +202,10 @@ impl VmMigrate {
         None
     }
 
-    /// Connects a post-copy again, as often as it takes.
-    async fn mend(&self, watch: &mut Watch, cx: &StepContext<Services>) {
+    /// Connects a post-copy again, as often as it takes. An error: nobody wants the rest.
+    async fn mend(&self, watch: &mut Watch, cx: &StepContext<Services>) -> Result<(), Lost> {
         if watch.mended.is_some_and(|tried| tried.elapsed() < PAUSE) {
-            return;
+            return Ok(());
         }
         watch.mended = Some(Instant::now());
         let mended = async {
@@ -206,9 +215,13 @@ impl VmMigrate {
             source.migrate_reconnect(self.id(), cx.task, at).await.map_err(refused)
         };
         if let Err(problem) = mended.await {
-            let (vm, why) = (&self.vm.meta.name, problem.detail);
+            let (vm, why) = (&self.vm.meta.name, &problem.detail);
             tracing::warn!(%vm, why, "a post-copy is not connected again yet");
+            if problem.code == POSTCOPY_LOST {
+                return Err(Lost);
+            }
         }
+        Ok(())
     }
 
     /// The target's last word. An error is certain: it will never run the guest.

@@ -60,6 +60,11 @@ pub async fn look_again(machine: &QemuMachine, was_target: bool) {
     }
 }
 
+/// A page each 100 ms, and what the target asks for. A target to which all has come tells
+/// its devices' back ends so from another thread than the one that starts them, over the
+/// same connections: answers would reach the wrong one (decision 0192).
+const FEW_PAGES: u64 = 10;
+
 fn capabilities(channel: Channel, hold: bool, may_throttle: bool) -> SetCapabilities {
     let set = |capability, state| Capability { capability, state };
     SetCapabilities {
@@ -249,8 +254,12 @@ impl Migrate for QemuMachine {
     }
 
     async fn start_postcopy(&self) -> Result<(), EngineError> {
+        let what = "go over to post-copy";
         let _one = self.shared.switch.lock().await;
-        self.ask("go over to post-copy", wire::StartPostcopy {}).await.map(drop)
+        let slow = Some(FEW_PAGES);
+        let slow = SetParameters { max_postcopy_bandwidth: slow, ..SetParameters::default() };
+        self.ask(what, slow).await?;
+        self.ask(what, wire::StartPostcopy {}).await.map(drop)
     }
 
     async fn pause_postcopy(&self) -> Result<(), EngineError> {
