@@ -114,7 +114,13 @@ impl Guest {
             if let Some(why) = report.ran_twice {
                 bail!("the guest ran twice: {why}");
             }
-            moves.push(Move { total, gap: super::ms(report.longest_silence) });
+            let gap = super::ms(report.longest_silence);
+            println!(
+                "  {} MiB, {}: {gap:.0} ms silent, {total:.0} ms in all",
+                self.mib,
+                self.load.words()
+            );
+            moves.push(Move { total, gap });
             if let Some(damage) = damage(&mover.said()?) {
                 mover.stop()?;
                 return Ok(Outcome::Damaged(damage));
