@@ -207,7 +207,7 @@ impl Driver<'_> {
         self.silent = None;
         self.tell(&status);
         if self.phase.0 != status.phase {
-            tracing::debug!(phase = ?status.phase, ram = ?status.ram, at = ?self.begun.elapsed(), "a migration goes on");
+            tracing::debug!(phase = ?status.phase, ram = ?status.ram, "a migration goes on");
             self.phase = (status.phase.clone(), Instant::now());
         }
         match &status.phase {
@@ -267,7 +267,8 @@ impl Driver<'_> {
 
     async fn copy(&mut self, status: &MigrationStatus) -> Next {
         for order in self.pilot.step(self.begun.elapsed(), status) {
-            tracing::debug!(?order, ram = ?status.ram, outlook = ?self.pilot.outlook(), "a migration is steered");
+            let (ram, outlook) = (status.ram, self.pilot.outlook());
+            tracing::debug!(?order, ?ram, ?outlook, "a migration is steered");
             let done = match order {
                 Order::Set(limits) => self.drive.machine.set_limits(&limits).await,
                 Order::StartPostcopy => self.drive.machine.start_postcopy().await,
@@ -280,7 +281,6 @@ impl Driver<'_> {
                 tracing::warn!(%error, "a migration goes on without what was to be set");
             }
         }
-        tracing::trace!(ram = ?status.ram, at = ?self.begun.elapsed(), "seen");
         // Seldom while there is much to do: every look costs the source a little.
         let left = self.pilot.outlook().remaining_time.unwrap_or(OFTEN);
         Next::LookAgain((left / 8).clamp(OFTEN, SELDOM))
