@@ -25,12 +25,41 @@ pub struct Host {
     /// It has a copy of the cluster's state.
     #[serde(default)]
     pub keeps_state: bool,
+    /// By which interfaces it has VLANs of the physical network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trunks: Vec<Trunk>,
     /// Since when it is being emptied, or kept empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub draining_since: Option<String>,
     /// What keeps it from being empty: VMs that cannot move, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stuck: Vec<StuckVm>,
+}
+
+/// An interface by which a server has VLANs of the physical network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Trunk {
+    pub interface: String,
+    /// The only VLAN that it has, without tags; when absent it has all others, with tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untagged: Option<u16>,
+    /// The largest packet that it carries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Why it cannot carry any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// An interface that is to carry VLANs, instead of the one that did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrunkSet {
+    /// Such as `eth1`. Basin sets it up, and leaves all else of it as it is.
+    pub interface: String,
+    /// The only VLAN that it has, without tags; when absent it has all others, with tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untagged: Option<u16>,
 }
 
 /// How a server is.

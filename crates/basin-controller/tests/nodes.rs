@@ -47,7 +47,7 @@ async fn record(centre: &DataCentre, id: HostId, name: &str, at: Option<SocketAd
     let created_at = Timestamp::now();
     let meta = Meta { name: name.parse().unwrap(), description, labels, created_at };
     let (address, api_port) = (at.map(|a| a.ip()), at.map(|a| a.port()));
-    let host = Host { id, meta, address, api_port, drain: None };
+    let host = Host { id, meta, address, api_port, drain: None, trunks: Vec::new() };
     let txn = TxnBuilder::new()
         .create(keys::host(id), &host)
         .create(Kind::Host.name(&host.meta.name), &id);

@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::hardware::HardwareFacts;
 use crate::ids::{DatastoreId, HostId};
 use crate::meta::Meta;
+use crate::network::Network;
 use crate::task::Problem;
 use crate::units::{Bytes, Vcpus};
+use crate::vlan::Trunk;
 
 /// A server that belongs to the data centre.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,10 @@ pub struct Host {
     /// It is to be empty of running VMs, and to stay so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<Drain>,
+    /// The interfaces by which it has VLANs of the physical network: at most one for
+    /// all, and one for each VLAN that has no tag.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trunks: Vec<Trunk>,
 }
 
 /// Maintenance: running VMs are moved away, and none is placed here.
@@ -58,12 +64,48 @@ pub struct HostStatus {
     /// outside a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_mtu: Option<u32>,
+    /// How it has its trunks; empty where nobody has looked yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trunks: Vec<TrunkStatus>,
     /// What keeps the server from doing its work in full; empty when all is well.
     #[serde(default)]
     pub conditions: Vec<Condition>,
     /// Shared datastores that are proven to be the same storage here as elsewhere.
     #[serde(default)]
     pub shared_datastores: BTreeSet<DatastoreId>,
+}
+
+/// An interface that is to carry VLANs, as it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrunkStatus {
+    pub trunk: Trunk,
+    /// The largest packet that it carries. None: see the problem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Why it cannot carry any, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Why a network that is a VLAN cannot be on a server with these trunks; none if it can,
+/// or needs none.
+pub fn no_vlan(network: &Network, trunks: &[TrunkStatus]) -> Option<String> {
+    let vlan = network.vlan()?;
+    let found = trunks.iter().find(|t| t.trunk.untagged == Some(vlan));
+    let found = found.or_else(|| trunks.iter().find(|t| t.trunk.untagged.is_none()));
+    let Some(trunk) = found else {
+        return Some(format!("it is VLAN {vlan}, for which the server has no trunk"));
+    };
+    let interface = &trunk.trunk.interface;
+    if let Some(problem) = &trunk.problem {
+        return Some(format!("it is VLAN {vlan} of trunk {interface}: {problem}"));
+    }
+    let (most, needs) = (trunk.mtu?, network.mtu.unwrap_or(Network::VLAN_MTU));
+    (most < needs).then(|| {
+        format!(
+            "its guests send packets of up to {needs} bytes, and trunk {interface} carries {most}"
+        )
+    })
 }
 
 /// Something that is wrong on a server until it is mended.

@@ -6,6 +6,7 @@ use crate::ids::{DatastoreId, HostId, ImageId, NetworkId, TaskId, TokenId, VmId,
 use crate::name::Name;
 use crate::network::Vni;
 use crate::units::MacAddr;
+use crate::vlan::VlanId;
 
 /// Every key starts with this: `/basin/` and the version of the layout.
 pub const ROOT: &str = "/basin/v1/";
@@ -167,6 +168,11 @@ pub fn address(network: NetworkId, address: std::net::Ipv4Addr) -> String {
 /// Which network has a VXLAN network identifier.
 pub fn vni(vni: Vni) -> String {
     format!("{ROOT}vni/{vni}")
+}
+
+/// Which network has a VLAN.
+pub fn vlan(vlan: VlanId) -> String {
+    format!("{ROOT}vlan/{vlan}")
 }
 
 /// Which VM has a volume attached: a volume belongs to one at most.

@@ -24,6 +24,7 @@ pub mod name;
 pub mod network;
 pub mod task;
 pub mod units;
+pub mod vlan;
 pub mod vm;
 pub mod volume;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::NetworkId;
 use crate::meta::Meta;
+use crate::vlan::{AddressRange, VlanId};
 
 /// A network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +88,21 @@ pub enum NetworkKind {
         /// VMs are `NAME.DOMAIN`.
         domain: String,
     },
+    /// A VLAN of the physical network: whatever has it is one network, on every server
+    /// that has a trunk.
+    Vlan {
+        vlan: VlanId,
+        subnet: Ipv4Net,
+        /// The physical network's router.
+        gateway: Ipv4Addr,
+        /// Basin's own address, for DHCP and DNS. Every server has it, and none shows
+        /// it outside: to a guest it is the server that the guest is on.
+        service: Ipv4Addr,
+        /// What interfaces get their addresses from.
+        range: AddressRange,
+        /// VMs are `NAME.DOMAIN`.
+        domain: String,
+    },
 }
 
 impl Network {
@@ -95,24 +111,69 @@ impl Network {
     /// Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
     pub const VXLAN_OVERHEAD: u32 = 20 + 8 + 8 + 14;
 
+    /// Of a VLAN where nobody chose another: Ethernet's own.
+    pub const VLAN_MTU: u32 = 1500;
+
     pub fn subnet(&self) -> Ipv4Net {
         match &self.kind {
-            NetworkKind::Nat { subnet, .. } => *subnet,
+            NetworkKind::Nat { subnet, .. } | NetworkKind::Vlan { subnet, .. } => *subnet,
         }
     }
 
-    pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.subnet().network().to_bits() + 1)
+    pub fn domain(&self) -> &str {
+        match &self.kind {
+            NetworkKind::Nat { domain, .. } | NetworkKind::Vlan { domain, .. } => domain,
+        }
     }
 
-    /// Whether an interface may be given `address`: in the subnet, and neither
-    /// the network, the broadcast nor the gateway address.
+    pub fn vlan(&self) -> Option<VlanId> {
+        match &self.kind {
+            NetworkKind::Nat { .. } => None,
+            NetworkKind::Vlan { vlan, .. } => Some(*vlan),
+        }
+    }
+
+    /// Where guests send what is for other networks.
+    pub fn gateway(&self) -> Ipv4Addr {
+        match &self.kind {
+            NetworkKind::Nat { subnet, .. } => Ipv4Addr::from_bits(subnet.network().to_bits() + 1),
+            NetworkKind::Vlan { gateway, .. } => *gateway,
+        }
+    }
+
+    /// Basin's own address, the same on every server.
+    pub fn service(&self) -> Ipv4Addr {
+        match &self.kind {
+            NetworkKind::Nat { .. } => self.gateway(),
+            NetworkKind::Vlan { service, .. } => *service,
+        }
+    }
+
+    /// What interfaces get their addresses from.
+    pub fn range(&self) -> AddressRange {
+        match &self.kind {
+            NetworkKind::Nat { subnet, .. } => AddressRange::of(*subnet),
+            NetworkKind::Vlan { range, .. } => *range,
+        }
+    }
+
+    /// Whether an interface may be given `address`: of the range, and neither the
+    /// network, the broadcast, the gateway nor Basin's own address.
     pub fn assignable(&self, address: Ipv4Addr) -> bool {
         let subnet = self.subnet();
         subnet.contains(&address)
             && address != subnet.network()
             && address != subnet.broadcast()
             && address != self.gateway()
+            && address != self.service()
+            && self.range().contains(address)
+    }
+
+    /// Basin's own address of a VLAN where nobody chose one: the last that a machine
+    /// may have and the router has not.
+    pub fn default_service(subnet: Ipv4Net, gateway: Ipv4Addr) -> Ipv4Addr {
+        let last = AddressRange::of(subnet).last();
+        if last == gateway { Ipv4Addr::from_bits(last.to_bits().saturating_sub(1)) } else { last }
     }
 }
 
@@ -140,5 +201,31 @@ mod tests {
             "kind":{"kind":"nat","subnet":"10.1.0.0/24","domain":"vm"}}"#;
         let network: Network = serde_json::from_str(old).unwrap();
         assert_eq!((network.vni, network.mtu), (None, None));
+    }
+
+    #[test]
+    fn a_vlan_gives_addresses_of_its_range_but_not_those_that_others_have() {
+        let (subnet, gateway) = ("10.2.0.0/24".parse().unwrap(), Ipv4Addr::new(10, 2, 0, 254));
+        let service = Network::default_service(subnet, gateway);
+        assert_eq!(service, Ipv4Addr::new(10, 2, 0, 253));
+        let mut kind = serde_json::json!({
+            "kind": "vlan", "vlan": 100, "subnet": subnet, "gateway": gateway,
+            "service": service, "range": "10.2.0.250-10.2.0.254", "domain": "vm",
+        });
+        let network = |kind: &serde_json::Value| -> Network {
+            let meta = serde_json::json!({"name": "n", "description": "", "labels": {},
+                "created_at": "2026-01-01T00:00:00Z"});
+            let id = "0190a5f2-7c1e-7d3a-9b1f-2f6f0c9e4d11";
+            serde_json::from_value(serde_json::json!({"id": id, "meta": meta, "kind": kind}))
+                .unwrap()
+        };
+        let given = |n: &Network| {
+            n.range().addresses().filter(|a| n.assignable(*a)).map(|a| a.octets()[3]).collect()
+        };
+        let all: Vec<u8> = given(&network(&kind));
+        assert_eq!(all, [250, 251, 252]);
+        kind["range"] = "10.2.0.0-10.2.0.2".into();
+        let all: Vec<u8> = given(&network(&kind));
+        assert_eq!(all, [1, 2], "not the network's own address");
     }
 }

@@ -71,7 +71,11 @@ pub fn arguments(layout: &Layout, network: &NetworkSpec, bridge: &str, mtu: u32)
         "--no-hosts".into(),
         option("addn-hosts", &layout.dns_hosts(*id)),
         "--resolv-file=/etc/resolv.conf".into(),
-        format!("--domain={domain},{subnet},local"),
+        // Names of addresses: all are the network's own, or others know the rest.
+        match network.trunk {
+            None => format!("--domain={domain},{subnet},local"),
+            Some(_) => format!("--domain={domain},{subnet}"),
+        },
         format!("--local=/{domain}/"),
         "--expand-hosts".into(),
         "--domain-needed".into(),
@@ -89,6 +93,9 @@ pub fn arguments(layout: &Layout, network: &NetworkSpec, bridge: &str, mtu: u32)
         option("dhcp-leasefile", &layout.leases(*id)),
         "--quiet-dhcp".into(),
     ];
+    if let Some(trunk) = &network.trunk {
+        all.push(format!("--dhcp-option=option:router,{}", trunk.router));
+    }
     if mtu != 1500 {
         all.push(format!("--dhcp-option=option:mtu,{mtu}"));
     }

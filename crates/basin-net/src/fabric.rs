@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 use basin_model::network::Vni;
+use basin_model::vlan::{LinkName, VlanId};
 use basin_model::{Bytes, MacAddr, NetworkId, NicId};
 use ipnet::Ipv4Net;
 
@@ -14,14 +15,42 @@ use ipnet::Ipv4Net;
 pub struct NetworkSpec {
     pub id: NetworkId,
     pub subnet: Ipv4Net,
-    /// The bridge's own address; also DHCP and DNS server.
+    /// The bridge's own address; DHCP and DNS server, and the guests' router unless the
+    /// network has a trunk.
     pub gateway: Ipv4Addr,
     /// VMs are `NAME.DOMAIN`.
     pub domain: String,
     /// In any order.
     pub leases: Vec<Lease>,
-    /// None: a network of this server alone.
+    /// None: a network of this server alone, or of a VLAN.
     pub overlay: Option<Overlay>,
+    /// Of a network that is a VLAN of the physical one. Never with an overlay.
+    pub trunk: Option<Trunk>,
+}
+
+impl NetworkSpec {
+    /// This server's address in [`Lease::at`] and [`Lease::to`].
+    pub fn local(&self) -> Option<Ipv4Addr> {
+        let overlay = self.overlay.as_ref().map(|o| o.local);
+        overlay.or_else(|| self.trunk.as_ref()?.local)
+    }
+}
+
+/// How a network is a VLAN: frames leave by an interface of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trunk {
+    pub vlan: VlanId,
+    /// None: this server has none. Its guests reach each other only.
+    pub device: Option<LinkName>,
+    /// Whether frames have the VLAN's tag there. Otherwise the interface is the VLAN's
+    /// alone.
+    pub tagged: bool,
+    /// The guests' router, a machine of the physical network.
+    pub router: Ipv4Addr,
+    /// The largest packet of a guest.
+    pub mtu: u32,
+    /// None: no other server has guests of Basin's.
+    pub local: Option<Ipv4Addr>,
 }
 
 /// How a network spans servers: Ethernet frames in UDP between their addresses.
@@ -112,6 +141,10 @@ pub trait Fabric: Send + Sync + 'static {
     /// The largest packet of a guest that can go to other servers from here, when
     /// they reach this one at `local`. None where no interface has that address.
     async fn overlay_mtu(&self, local: Ipv4Addr) -> Option<u32>;
+
+    /// The largest packet of a guest that this interface carries in a VLAN, or why it
+    /// carries none.
+    async fn trunk_mtu(&self, trunk: &basin_model::vlan::Trunk) -> Result<u32, NetError>;
 
     /// Whether a network with this subnet could be made here.
     async fn check(&self, subnet: Ipv4Net) -> Result<(), NetError>;

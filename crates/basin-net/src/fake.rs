@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
+use basin_model::vlan::LinkName;
 use basin_model::{MacAddr, NetworkId, NicId};
 use ipnet::Ipv4Net;
 
@@ -46,6 +47,7 @@ struct State {
     calls: Vec<Call>,
     failures: BTreeMap<Method, (usize, String)>,
     refused: BTreeSet<NetworkId>,
+    trunks: BTreeMap<LinkName, u32>,
 }
 
 /// See the module.
@@ -81,6 +83,11 @@ impl FakeFabric {
     /// Has this network never come to be; the others do.
     pub fn refuse(&self, network: NetworkId) {
         self.lock().refused.insert(network);
+    }
+
+    /// Has an interface that can carry VLANs.
+    pub fn add_trunk(&self, device: LinkName, mtu: u32) {
+        self.lock().trunks.insert(device, mtu);
     }
 
     pub fn set_stats(&self, nic: NicId, stats: TapStats) {
@@ -133,6 +140,17 @@ impl Fabric for FakeFabric {
 
     async fn overlay_mtu(&self, _local: Ipv4Addr) -> Option<u32> {
         Some(basin_model::network::Network::OVERLAY_MTU)
+    }
+
+    async fn trunk_mtu(&self, trunk: &basin_model::vlan::Trunk) -> Result<u32, NetError> {
+        let device = &trunk.interface;
+        match self.lock().trunks.get(device) {
+            Some(mtu) => Ok(*mtu),
+            None => Err(NetError::Refused {
+                what: format!("trunk interface {device}"),
+                why: "there is no such interface on this server".into(),
+            }),
+        }
     }
 
     async fn check(&self, subnet: Ipv4Net) -> Result<(), NetError> {
@@ -191,6 +209,7 @@ mod tests {
             domain: "vm.test".into(),
             leases: vec![],
             overlay: None,
+            trunk: None,
         }
     }
 

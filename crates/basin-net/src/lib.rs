@@ -15,9 +15,10 @@ mod plan;
 mod rules;
 mod spec;
 mod state;
+mod trunk;
 
 pub use fabric::{
-    Affected, Fabric, Lease, NetError, NetworkSpec, Overlay, SyncError, TapStats, VXLAN_PORT,
+    Affected, Fabric, Lease, NetError, NetworkSpec, Overlay, SyncError, TapStats, Trunk, VXLAN_PORT,
 };
 pub use linux::{LinuxFabric, NetConfig};
 pub use names::Instance;

@@ -10,7 +10,7 @@ use basin_model::{HostId, MacAddr, NetworkId, NicId};
 
 use crate::fabric::NetError;
 
-/// Interface group of every bridge and VXLAN port Basin makes. The kernel sets it in
+/// Interface group of every bridge, VXLAN and VLAN port Basin makes. The kernel sets it in
 /// the same step that makes them, so there is no moment at which one is unmarked.
 pub const GROUP: u32 = 0xba51;
 
@@ -70,6 +70,15 @@ impl Instance {
     /// The VXLAN port of a network's bridge.
     pub fn overlay(&self, network: NetworkId) -> String {
         format!("bv{}-{}", self.0, network.short())
+    }
+
+    pub fn trunk_prefix(&self) -> String {
+        format!("bl{}-", self.0)
+    }
+
+    /// The VLAN port of a network's bridge.
+    pub fn trunk(&self, network: NetworkId) -> String {
+        format!("bl{}-{}", self.0, network.short())
     }
 
     pub fn tap(&self, nic: NicId) -> String {

@@ -27,13 +27,14 @@ pub enum Stance {
 }
 
 impl Stance {
-    pub fn of(lease: &Lease, overlay: Option<&Overlay>) -> Stance {
-        let Some(overlay) = overlay else { return Stance::Here };
-        let other = |place: Option<Ipv4Addr>| place.is_some_and(|p| p != overlay.local);
+    /// `local` is this server's address between servers, if it has one.
+    pub fn of(lease: &Lease, local: Option<Ipv4Addr>) -> Stance {
+        let Some(local) = local else { return Stance::Here };
+        let other = |place: Option<Ipv4Addr>| place.is_some_and(|p| p != local);
         match (other(lease.at), lease.to) {
             (false, to) if other(to) => Stance::Leaving,
             (false, _) => Stance::Here,
-            (true, Some(to)) if to == overlay.local => Stance::Arriving,
+            (true, Some(to)) if to == local => Stance::Arriving,
             (true, _) => Stance::Elsewhere,
         }
     }
@@ -43,7 +44,7 @@ impl Stance {
         // Accepted networks have their leases sorted, by MAC first.
         let found = network.leases.binary_search_by_key(&mac, |l| l.mac);
         let lease = found.ok().and_then(|i| network.leases.get(i));
-        lease.map_or(Stance::Here, |l| Stance::of(l, network.overlay.as_ref()))
+        lease.map_or(Stance::Here, |l| Stance::of(l, network.local()))
     }
 
     /// Whether its tap here may carry what the guest sends.
@@ -70,7 +71,7 @@ impl Stance {
 
 /// Interfaces that frames from other servers may come from.
 pub fn heard(network: &NetworkSpec) -> BTreeSet<(MacAddr, Ipv4Addr)> {
-    let stance = |l: &&Lease| Stance::of(l, network.overlay.as_ref()) != Stance::Here;
+    let stance = |l: &&Lease| Stance::of(l, network.local()) != Stance::Here;
     network.leases.iter().filter(stance).map(|l| (l.mac, l.address)).collect()
 }
 
@@ -96,7 +97,7 @@ pub fn change(network: &NetworkSpec, overlay: &Overlay, found: &BTreeSet<Forward
     let mut known: BTreeMap<MacAddr, (&Lease, Stance)> = BTreeMap::new();
     for lease in &network.leases {
         flood.extend([lease.at, lease.to].into_iter().flatten());
-        known.insert(lease.mac, (lease, Stance::of(lease, Some(overlay))));
+        known.insert(lease.mac, (lease, Stance::of(lease, Some(overlay.local))));
     }
     let of: BTreeMap<MacAddr, &Forward> =
         found.iter().filter(|f| f.mac != FLOOD).map(|f| (f.mac, f)).collect();

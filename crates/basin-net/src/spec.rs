@@ -7,10 +7,11 @@ use std::net::Ipv4Addr;
 use basin_model::NetworkId;
 use ipnet::Ipv4Net;
 
-use crate::fabric::{Lease, NetError, NetworkSpec};
+use crate::fabric::{Lease, NetError, NetworkSpec, Trunk};
 use crate::names::{Instance, bridge_mac};
 use crate::overlay;
-use crate::state::{LinkKind, Observed};
+use crate::state::{Link, LinkKind, Observed};
+use crate::trunk;
 
 pub fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
@@ -52,6 +53,12 @@ pub fn validate(network: &NetworkSpec) -> Result<(), NetError> {
     if !usable(subnet, gateway) {
         return refuse(format!("gateway {gateway} is not an address inside {subnet}"));
     }
+    if let Some(trunk) = &network.trunk
+        && (!usable(subnet, &trunk.router) || trunk.router == *gateway)
+    {
+        let router = trunk.router;
+        return refuse(format!("router {router} is not another address inside {subnet}"));
+    }
     if !domain(&network.domain) {
         return refuse(format!("'{}' is not a DNS domain", network.domain));
     }
@@ -66,6 +73,7 @@ pub type Refusal = (Option<NetworkId>, NetError);
 fn sound_leases(network: &NetworkSpec) -> (Vec<Lease>, Vec<NetError>) {
     let NetworkSpec { subnet, gateway, .. } = network;
     let (mut macs, mut addresses) = (BTreeSet::new(), BTreeSet::from([*gateway]));
+    addresses.extend(network.trunk.as_ref().map(|t| t.router));
     let (mut good, mut refused) = (Vec::new(), Vec::new());
     let mut sorted = network.leases.clone();
     sorted.sort();
@@ -161,7 +169,13 @@ pub fn accept(
                 let overlay = network.overlay.clone().filter(|_| unfit.is_none());
                 // Its guests are served all the same.
                 refused.extend(unfit.map(|e| (None, e)));
-                accepted.push(NetworkSpec { leases, overlay, ..network.clone() });
+                let mut trunk = network.trunk.clone();
+                if let Some(e) = trunk::unfit(instance, network, observed) {
+                    // So are those that are here. None is to start here.
+                    refused.push((Some(network.id), e));
+                    trunk = trunk.map(|t| Trunk { device: None, ..t });
+                }
+                accepted.push(NetworkSpec { leases, overlay, trunk, ..network.clone() });
             }
             Err(e) => refused.push((Some(network.id), e)),
         }
@@ -201,6 +215,9 @@ fn fits(
             ));
         }
     }
+    if let Some(trunk) = &network.trunk {
+        vlan_fits(instance, network, trunk, accepted, observed)?;
+    }
     if let Some(link) = observed.links.get(&name)
         && !link.is_own_bridge(&name, instance)
     {
@@ -212,12 +229,56 @@ fn fits(
             ),
         });
     }
-    // One that stands stays, even if the server got a route into it meanwhile.
-    if stands { Ok(()) } else { overlaps_server(instance, observed, &network.subnet) }
+    // One that stands stays, even if the server got a route into it meanwhile. A VLAN's
+    // subnet may well be one that the server reaches: it is the operator's own.
+    if stands || network.trunk.is_some() {
+        return Ok(());
+    }
+    overlaps_server(instance, observed, &network.subnet)
+}
+
+fn vlan_fits(
+    instance: &Instance,
+    network: &NetworkSpec,
+    trunk: &Trunk,
+    accepted: &[NetworkSpec],
+    observed: &Observed,
+) -> Result<(), NetError> {
+    let refuse =
+        |why: String| Err(NetError::Refused { what: format!("network {}", network.id), why });
+    let same = |n: &&NetworkSpec| n.trunk.as_ref().is_some_and(|t| t.vlan == trunk.vlan);
+    if let Some(other) = accepted.iter().find(same) {
+        return refuse(format!("network {} is VLAN {} as well", other.id, trunk.vlan));
+    }
+    let untagged = |t: &Trunk| t.device.clone().filter(|_| !t.tagged);
+    let shared = |n: &&NetworkSpec| {
+        untagged(trunk).is_some() && n.trunk.as_ref().and_then(untagged) == untagged(trunk)
+    };
+    if let Some(other) = accepted.iter().find(shared) {
+        return refuse(format!("its interface has network {} without tags already", other.id));
+    }
+    let port = instance.trunk(network.id);
+    if observed.links.get(&port).is_some_and(|l| !l.is_own_trunk(&port, instance)) {
+        return refuse(format!(
+            "interface {port} exists already and Basin did not make it; remove or rename it"
+        ));
+    }
+    let has = |l: &Link| l.addresses.iter().any(|a| a.addr() == network.gateway);
+    let mut others = observed.links.iter().filter(|(name, l)| !l.is_own_bridge(name, instance));
+    match others.find(|(_, l)| has(l)) {
+        None => Ok(()),
+        Some((name, _)) => refuse(format!(
+            "its service address {} is this server's own, of {name}: make the network with \
+             another one (--service)",
+            network.gateway
+        )),
+    }
 }
 
 /// The bridge's address.
 pub fn address(network: &NetworkSpec) -> Ipv4Net {
+    // It says nothing of where the VLAN's other addresses are.
+    let length = if network.trunk.is_some() { 32 } else { network.subnet.prefix_len() };
     // A prefix length of a valid net is valid.
-    Ipv4Net::new_assert(network.gateway, network.subnet.prefix_len())
+    Ipv4Net::new_assert(network.gateway, length)
 }

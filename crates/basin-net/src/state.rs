@@ -15,6 +15,10 @@ pub struct Observed {
     pub links: BTreeMap<String, Link>,
     /// IPv4 routes of every table, those of the server's own addresses too.
     pub routes: Vec<Route>,
+    /// Those of the [table of answers](crate::trunk::TABLE), which are no others' way.
+    pub answer_routes: BTreeSet<Route>,
+    /// Addresses from which the server looks for its way in that table.
+    pub answer_rules: BTreeSet<Ipv4Addr>,
     pub firewall: Firewall,
     pub forwarding: Forwarding,
     /// By network, whatever has a directory or a process.
@@ -74,6 +78,7 @@ pub enum LinkKind {
     /// A tap; as a port of a bridge it learns and floods or not.
     Tap(PortSettings),
     Vxlan(VxlanSettings, PortSettings),
+    Vlan(VlanSettings, PortSettings),
     Other,
 }
 
@@ -84,6 +89,14 @@ pub struct VxlanSettings {
     pub local: Option<Ipv4Addr>,
     pub port: u16,
     pub learning: bool,
+}
+
+/// What a VLAN port is made with; another is another port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VlanSettings {
+    pub vlan: u16,
+    /// The interface whose frames have the tag, by index.
+    pub parent: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +135,8 @@ impl PortSettings {
     /// What is not here is elsewhere. It learns, since a guest that has left tells so
     /// by a frame from there; entries of guests that stay are sticky.
     pub const OVERLAY: PortSettings = PortSettings { learning: true, flood: true };
+    /// The same of a VLAN: who is there is known from frames only.
+    pub const TRUNK: PortSettings = PortSettings { learning: true, flood: true };
 }
 
 /// A kernel setting of one interface.
@@ -145,7 +160,17 @@ impl Sysctl {
         (Sysctl::RpFilter, 1),
         (Sysctl::Forwarding, 1),
     ];
-    /// Of taps and VXLAN ports.
+    /// Where the server is no router: nothing is forwarded. Answers go by a table of
+    /// their own, which the check of senders (RFC 3704) looks at as well.
+    pub const VLAN_BRIDGE: [(Sysctl, u8); 6] = [
+        (Sysctl::DisableIpv6, 1),
+        (Sysctl::SendRedirects, 0),
+        (Sysctl::AcceptRedirects, 0),
+        (Sysctl::ArpIgnore, 1),
+        (Sysctl::RpFilter, 1),
+        (Sysctl::Forwarding, 0),
+    ];
+    /// Of taps, VXLAN and VLAN ports.
     pub const PORT: [(Sysctl, u8); 1] = [(Sysctl::DisableIpv6, 1)];
 
     /// Under `/proc/sys/net`.
@@ -174,6 +199,12 @@ impl Link {
         matches!(self.kind, LinkKind::Vxlan(..))
             && self.group == GROUP
             && name.starts_with(&instance.overlay_prefix())
+    }
+
+    pub fn is_own_trunk(&self, name: &str, instance: &Instance) -> bool {
+        matches!(self.kind, LinkKind::Vlan(..))
+            && self.group == GROUP
+            && name.starts_with(&instance.trunk_prefix())
     }
 
     /// Whose tap this is, if this daemon made it.

@@ -25,6 +25,7 @@ pub fn status(config: &NodeConfig) -> io::Result<HostStatus> {
         hardware: config.hardware.clone(),
         cgroups: cgroups(),
         overlay_mtu: None,
+        trunks: Vec::new(),
         conditions: Vec::new(),
         shared_datastores: Default::default(),
     })

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basin_model::host::{Condition, HostStatus};
+use basin_model::host::{Condition, HostStatus, TrunkStatus};
 use basin_model::keys;
 use basin_model::task::Problem;
+use basin_model::vlan::Trunk;
 use basin_net::Fabric;
 use basin_qemu::Engine;
 use basin_store::Store;
@@ -212,6 +213,8 @@ impl LocalNode {
         let (mut conditions, shared_datastores) = self.datastores.report();
         conditions.extend(about("networks", self.parts.networks.problem()));
         let overlay_mtu = self.parts.networks.overlay_mtu();
+        let trunks = self.parts.networks.trunks();
+        conditions.extend(trunks.iter().filter_map(|t| about("trunk", trunk_trouble(t))));
         conditions.extend(self.blockd.as_ref().and_then(|b| about("blockd", b.problem())));
         let troubles = self.troubles.borrow();
         conditions.extend(troubles.iter().filter_map(|(s, p)| about(s, Some(p.clone()))));
@@ -220,6 +223,7 @@ impl LocalNode {
             status.conditions = conditions;
             status.shared_datastores = shared_datastores;
             status.overlay_mtu = overlay_mtu;
+            status.trunks = trunks;
         });
         self.status.borrow().clone()
     }
@@ -274,6 +278,15 @@ impl LocalNode {
             }
         }
     }
+}
+
+fn trunk_trouble(trunk: &TrunkStatus) -> Option<Problem> {
+    let TrunkStatus { trunk: Trunk { interface, .. }, problem: why, .. } = trunk;
+    Some(problem(
+        "trunk-unusable",
+        format!("trunk interface {interface}: {}", why.as_ref()?),
+        "name the interface that has the VLANs: basin host set-trunk",
+    ))
 }
 
 /// Starting more at once than there are CPUs makes each of them slower.

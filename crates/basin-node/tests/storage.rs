@@ -67,7 +67,7 @@ async fn until<T>(what: &str, mut there: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 fn host_record(id: HostId, name: &str) -> Host {
-    Host { id, meta: meta(name), address: None, api_port: None, drain: None }
+    Host { id, meta: meta(name), address: None, api_port: None, drain: None, trunks: Vec::new() }
 }
 
 impl Cluster {

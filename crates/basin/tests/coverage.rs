@@ -115,6 +115,9 @@ async fn every_call(client: &Client, file: &std::path::Path) {
     change::<Host>(client).await;
     let _ = client.drain_host("x", &serde_json::from_value(json!({})).expect("a drain")).await;
     let _ = client.undrain_host("x").await;
+    let trunk = json!({"interface": "eth1"});
+    let _ = client.set_trunk("x", &serde_json::from_value(trunk).expect("a trunk")).await;
+    let _ = client.unset_trunk("x", None).await;
     let _ = client.remove_host("x", false).await;
 
     let _ = client.cluster().await;

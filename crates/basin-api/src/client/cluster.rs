@@ -12,7 +12,7 @@ use crate::cluster::{
     AttemptBegun, Cluster, ClusterCreate, ClusterJoin, DrainRequest, JoinTokenCreate,
     JoinTokenCreated, Mode,
 };
-use crate::host::Host;
+use crate::host::{Host, TrunkSet};
 
 /// A server that turns into one of a cluster is away for some seconds.
 const FORMED_WITHIN: Duration = Duration::from_secs(120);
@@ -105,6 +105,22 @@ impl Client {
 
     pub async fn undrain_host(&self, host: &str) -> Result<Host, ClientError> {
         self.json(self.request(Method::DELETE, &[Host::PATH, host, "drain"])?).await
+    }
+
+    /// Names the interface by which the server has VLANs, or one of them without tags.
+    pub async fn set_trunk(&self, host: &str, trunk: &TrunkSet) -> Result<Host, ClientError> {
+        self.json(self.request(Method::PUT, &[Host::PATH, host, "trunk"])?.json(trunk)).await
+    }
+
+    /// Takes it back.
+    pub async fn unset_trunk(
+        &self,
+        host: &str,
+        untagged: Option<u16>,
+    ) -> Result<Host, ClientError> {
+        let query = untagged.map(|vlan| ("untagged", vlan));
+        let request = self.request(Method::DELETE, &[Host::PATH, host, "trunk"])?;
+        self.json(request.query(&Vec::from_iter(query))).await
     }
 
     /// Shuts the server out of the cluster for good. `dead` says that it is not to be

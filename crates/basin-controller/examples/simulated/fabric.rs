@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 use basin_model::network::Network;
+use basin_model::vlan::Trunk;
 use basin_model::{MacAddr, NetworkId, NicId};
 use basin_net::{Fabric, NetError, NetworkSpec, SyncError, TapStats};
 use ipnet::Ipv4Net;
@@ -17,6 +18,13 @@ pub struct NoFabric;
 impl Fabric for NoFabric {
     async fn sync(&self, _: &[NetworkSpec]) -> Result<(), SyncError> {
         Ok(())
+    }
+
+    async fn trunk_mtu(&self, trunk: &Trunk) -> Result<u32, NetError> {
+        Err(NetError::Refused {
+            what: format!("trunk interface {}", trunk.interface),
+            why: "simulated servers have no interfaces".into(),
+        })
     }
 
     async fn overlay_mtu(&self, _: Ipv4Addr) -> Option<u32> {

@@ -85,6 +85,7 @@ fn server(number: usize) -> anyhow::Result<Host> {
         address: Some(IpAddr::V4(Ipv4Addr::new(198, 18, high, low))),
         api_port: None,
         drain: None,
+        trunks: Vec::new(),
     })
 }
 
@@ -159,6 +160,7 @@ pub fn host_status(host: HostId) -> HostStatus {
         hardware: None,
         cgroups: "v2".to_owned(),
         overlay_mtu: Some(Network::OVERLAY_MTU),
+        trunks: Vec::new(),
         conditions: Vec::new(),
         shared_datastores: Default::default(),
     }

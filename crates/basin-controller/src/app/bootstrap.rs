@@ -22,8 +22,14 @@ pub async fn ensure_host(store: &dyn Store, id: HostId, name: &Name) -> Result<(
     if records::get::<Host>(store, &keys::host(id)).await?.is_some() {
         return Ok(());
     }
-    let host =
-        Host { id, meta: meta(name.clone(), ""), address: None, api_port: None, drain: None };
+    let host = Host {
+        id,
+        meta: meta(name.clone(), ""),
+        address: None,
+        api_port: None,
+        drain: None,
+        trunks: Vec::new(),
+    };
     let txn = TxnBuilder::new()
         .create(keys::host(id), &host)
         .create(Kind::Host.name(&host.meta.name), &id);

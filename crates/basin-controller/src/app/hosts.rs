@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use basin_api::cluster::DrainRequest;
+use basin_api::host::TrunkSet;
 use basin_api::reference::MetaPatch;
 use basin_model::HostId;
 use basin_model::cluster::RemovedHost;
@@ -18,8 +19,8 @@ use jiff::Timestamp;
 use super::inventory::Snapshot;
 use super::{App, problems, unchanged};
 use crate::cluster::voters::Leaves;
-use crate::intake::meta;
 use crate::intake::vm_patch::is_stopped;
+use crate::intake::{meta, trunk};
 
 impl App {
     pub async fn patch_host(
@@ -57,6 +58,29 @@ impl App {
         self.commit(|snapshot, _| {
             let old = snapshot.host(reference)?;
             let new = Host { drain: None, ..old.value.clone() };
+            Ok((new.id, TxnBuilder::new().replace(old, &new)))
+        })
+        .await
+    }
+
+    /// Names the interface by which a server has VLANs; its daemon follows.
+    pub async fn set_trunk(&self, reference: &str, trunk: &TrunkSet) -> Result<HostId, Problem> {
+        self.commit(|snapshot, _| {
+            let old = snapshot.host(reference)?;
+            let new = trunk::set(&old.value, trunk)?;
+            Ok((new.id, TxnBuilder::new().replace(old, &new)))
+        })
+        .await
+    }
+
+    pub async fn unset_trunk(
+        &self,
+        reference: &str,
+        untagged: Option<u16>,
+    ) -> Result<HostId, Problem> {
+        self.commit(|snapshot, _| {
+            let old = snapshot.host(reference)?;
+            let new = trunk::unset(&old.value, untagged, snapshot)?;
             Ok((new.id, TxnBuilder::new().replace(old, &new)))
         })
         .await

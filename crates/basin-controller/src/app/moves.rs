@@ -7,15 +7,17 @@ use std::collections::BTreeMap;
 
 use basin_model::datastore::Sharing;
 use basin_model::host::{Host, HostStatus, QemuInfo};
+use basin_model::network::Network;
 use basin_model::vm::{Disk, Phase, Vm};
 use basin_model::volume::{Volume, VolumeSource};
-use basin_model::{Bytes, DatastoreId, HostId, NetworkId, VmId, VolumeId};
+use basin_model::{Bytes, DatastoreId, HostId, VmId, VolumeId};
 use basin_sched::movable::{Activity, InFlight, MovingDisk, MovingVm, Site, Store, Stores};
 
 use super::inventory::Snapshot;
 use super::{App, vm_power};
 use crate::intake::chain;
 use crate::intake::reach::{When, why_not};
+use crate::intake::trunk;
 use crate::intake::vm_patch::is_stopped;
 
 /// What passes, as the servers have told it.
@@ -94,7 +96,10 @@ impl View<'_> {
             QemuInfo::Unusable { reason } => (None, Some(reason.clone())),
         };
         let networks = condition("networks");
-        let network = |id: &NetworkId| Some((*id, networks.clone()?));
+        let network = |network: &Network| {
+            let vlan = || trunk::why_not(network, host.id, When::Now, self.snapshot);
+            Some((network.id, networks.clone().or_else(vlan)?))
+        };
         let datastores = self.snapshot.datastores.keys();
         Site {
             host: host.id,
@@ -111,7 +116,12 @@ impl View<'_> {
             without_datastores: datastores
                 .filter_map(|id| Some((*id, why_not(*id, host.id, When::Now, self.snapshot)?)))
                 .collect(),
-            without_networks: self.snapshot.networks.keys().filter_map(network).collect(),
+            without_networks: self
+                .snapshot
+                .networks
+                .values()
+                .filter_map(|n| network(&n.value))
+                .collect(),
         }
     }
 

@@ -18,7 +18,10 @@ use crate::intake::{self, meta};
 impl App {
     /// Makes a network; servers follow by themselves.
     pub async fn create_network(&self, request: &NetworkCreate) -> Result<NetworkId, Problem> {
-        if let Ok(subnet) = request.subnet.parse() {
+        // A VLAN's subnet is the operator's own: servers may well reach it.
+        if request.vlan.is_none()
+            && let Ok(subnet) = request.subnet.parse()
+        {
             self.check_subnet(subnet).await?;
         }
         self.commit(|snapshot, mint| {
@@ -82,8 +85,9 @@ impl App {
                 .require_unchanged(record)
                 .delete(keys::network(network.id))
                 .delete(Kind::Network.name(&network.meta.name));
-            let vni = network.vni.map(keys::vni);
-            Ok(((), vni.into_iter().fold(txn, |txn, key| txn.delete(key))))
+            let vlan = network.vlan().map(keys::vlan);
+            let held = network.vni.map(keys::vni).into_iter().chain(vlan);
+            Ok(((), held.fold(txn, |txn, key| txn.delete(key))))
         })
         .await
     }

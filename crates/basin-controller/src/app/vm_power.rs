@@ -15,6 +15,7 @@ use super::inventory::Snapshot;
 use super::vms::committed_memory;
 use super::{App, baseline, holds, problems};
 use crate::intake::reach::{When, reachable_from};
+use crate::intake::trunk;
 use crate::intake::vm_patch::is_stopped;
 use crate::workflows::vm_power_change::{Change, VmPowerChange};
 use crate::workflows::vm_power_on::VmPowerOn;
@@ -168,7 +169,15 @@ fn placement(vm: &Vm, snapshot: &Snapshot) -> Result<Placement, Problem> {
 
 /// What a VM needs of a server, now or once all servers are in order.
 pub fn demand(vm: &Vm, when: When, snapshot: &Snapshot) -> Demand {
-    let cut_off = reachable_from(vm, when, snapshot).cut_off;
+    let mut cut_off = reachable_from(vm, when, snapshot).cut_off;
+    let networks = vm.spec.nics.iter().filter_map(|nic| snapshot.networks.get(&nic.network));
+    for network in networks {
+        for host in snapshot.hosts.keys() {
+            if let Some(why) = trunk::why_not(&network.value, *host, when, snapshot) {
+                cut_off.entry(*host).or_insert(why);
+            }
+        }
+    }
     Demand { vcpus: vm.spec.vcpus, memory: vm.spec.memory, cut_off }
 }
 

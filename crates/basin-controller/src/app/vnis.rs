@@ -12,7 +12,8 @@ use basin_store::{Compare, Store, StoreError};
 pub async fn assign_vnis(store: &dyn Store, mtu: Option<u32>) -> Result<usize, StoreError> {
     let mut given = 0;
     let (networks, _) = records::list::<Network>(store, &Kind::Network.prefix()).await?;
-    for listed in networks.into_iter().filter(|n| n.value.vni.is_none()) {
+    let lacks = |n: &Network| n.vni.is_none() && n.vlan().is_none();
+    for listed in networks.into_iter().filter(|n| lacks(&n.value)) {
         given += usize::from(assign(store, &listed.key, mtu).await?);
     }
     Ok(given)

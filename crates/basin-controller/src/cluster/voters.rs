@@ -138,7 +138,8 @@ mod tests {
             created_at: at,
         };
         let address = Some([10, 0, 0, n].into());
-        let host = Host { id, meta, address, api_port: Some(7443), drain: None };
+        let host =
+            Host { id, meta, address, api_port: Some(7443), drain: None, trunks: Vec::new() };
         snapshot.hosts.insert(id, record(keys::host(id), host));
         if alive {
             let sign = Alive { host: id, since: at };

@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use basin_api::Problem;
 use basin_api::cluster::DrainRequest;
-use basin_api::host::Host;
+use basin_api::host::{Host, TrunkSet};
 use basin_api::reference::{List, MetaPatch};
 use basin_model::HostId;
 use serde::Deserialize;
@@ -24,6 +24,7 @@ pub fn routes() -> OpenApiRouter<Context> {
         .routes(routes!(list))
         .routes(routes!(show, patch, remove))
         .routes(routes!(drain, undrain))
+        .routes(routes!(set_trunk, unset_trunk))
 }
 
 /// All servers.
@@ -109,6 +110,44 @@ async fn undrain(
     Path(reference): Path<String>,
 ) -> Answer<Host> {
     let id = context.app.undrain_host(&reference).await?;
+    Ok(Json(one(&context, id)?))
+}
+
+/// Names the interface by which a server has VLANs of the physical network: all, each
+/// with its tag, or one without.
+#[utoipa::path(put, path = "/v1/hosts/{host}/trunk", tag = "hosts", request_body = TrunkSet,
+    params(("host" = String, Path, description = "name or id")),
+    responses((status = 200, body = Host), (status = "default", body = Problem)))]
+async fn set_trunk(
+    _: Allow<Administer>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+    Body(trunk): Body<TrunkSet>,
+) -> Answer<Host> {
+    let id = context.app.set_trunk(&reference, &trunk).await?;
+    Ok(Json(one(&context, id)?))
+}
+
+/// Which trunk.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WhichTrunk {
+    #[serde(default)]
+    untagged: Option<u16>,
+}
+
+/// Takes an interface back by which a server had VLANs.
+#[utoipa::path(delete, path = "/v1/hosts/{host}/trunk", tag = "hosts",
+    params(("host" = String, Path, description = "name or id"),
+           ("untagged" = Option<u16>, Query, description = "the one that has this VLAN without tags")),
+    responses((status = 200, body = Host), (status = "default", body = Problem)))]
+async fn unset_trunk(
+    _: Allow<Administer>,
+    State(context): State<Context>,
+    Path(reference): Path<String>,
+    Params(which): Params<WhichTrunk>,
+) -> Answer<Host> {
+    let id = context.app.unset_trunk(&reference, which.untagged).await?;
     Ok(Json(one(&context, id)?))
 }
 

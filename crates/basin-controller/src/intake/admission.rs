@@ -49,6 +49,7 @@ pub fn admit(
         address: Some(ask.address),
         api_port: Some(ask.api_port),
         drain: joined.and_then(|h| h.value.drain),
+        trunks: joined.map(|h| h.value.trunks.clone()).unwrap_or_default(),
     };
     txn = match joined {
         Some(joined) => txn.replace(joined, &host),

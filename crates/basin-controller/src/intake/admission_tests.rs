@@ -54,6 +54,7 @@ fn snapshot() -> Snapshot {
         address: Some("10.0.0.1".parse().unwrap()),
         api_port: Some(7443),
         drain: None,
+        trunks: Vec::new(),
     };
     snapshot.hosts.insert(first.id, record(keys::host(first.id), first));
     snapshot

@@ -11,7 +11,7 @@ use basin_model::task::Problem;
 use basin_store::records::{TxnBuilder, Versioned};
 use ipnet::Ipv4Net;
 
-use super::{Mint, field, meta};
+use super::{Mint, field, meta, vlan};
 use crate::app::inventory::Snapshot;
 use crate::app::problems;
 
@@ -36,18 +36,26 @@ pub fn create(
     if let Some(other) = snapshot.networks.values().map(|n| &n.value).find(|n| overlap(n, subnet)) {
         return Err(overlaps(subnet, &other.meta.name, other.subnet()));
     }
-    let taken: BTreeSet<Vni> = snapshot.networks.values().filter_map(|n| n.value.vni).collect();
-    let vni = Vni::first_free(Vni::likely(id), |vni| !taken.contains(&vni))
-        .ok_or_else(|| problems::invalid("16777215 networks are all there can be"))?;
-    let mtu = mtu(request.mtu, snapshot)?;
-    let kind = NetworkKind::Nat { subnet, domain };
-    let network = Network { id, meta, kind, vni: Some(vni), mtu };
+    let (kind, vni, mtu) = match vlan::kind(request, subnet, &domain, snapshot)? {
+        Some(kind) => (kind, None, vlan::mtu(request.mtu, snapshot)?),
+        None => {
+            let kind = NetworkKind::Nat { subnet, domain };
+            (kind, Some(free_vni(id, snapshot)?), mtu(request.mtu, snapshot)?)
+        }
+    };
+    let network = Network { id, meta, kind, vni, mtu };
     // Networks are few: any two that are made at once are made one after the other.
     let txn = TxnBuilder::new()
         .create(Kind::Network.name(&network.meta.name), &id)
-        .create(keys::network(id), &network)
-        .create(keys::vni(vni), &id);
-    Ok(Draft { network, txn })
+        .create(keys::network(id), &network);
+    let held = vni.map(keys::vni).into_iter().chain(network.vlan().map(keys::vlan));
+    Ok(Draft { network, txn: held.fold(txn, |txn, key| txn.create(key, &id)) })
+}
+
+fn free_vni(id: NetworkId, snapshot: &Snapshot) -> Result<Vni, Problem> {
+    let taken: BTreeSet<Vni> = snapshot.networks.values().filter_map(|n| n.value.vni).collect();
+    Vni::first_free(Vni::likely(id), |vni| !taken.contains(&vni))
+        .ok_or_else(|| problems::invalid("16777215 networks are all there can be"))
 }
 
 /// Fixed for the network's life: guests are told once. So it is what all servers of
@@ -76,8 +84,8 @@ fn mtu(wanted: Option<u32>, snapshot: &Snapshot) -> Result<Option<u32>, Problem>
 }
 
 /// What every IPv4 host must take, and what fits into the largest UDP packet.
-const MIN_MTU: u32 = 576;
-const MAX_MTU: u32 = 65_535 - Network::VXLAN_OVERHEAD;
+pub(super) const MIN_MTU: u32 = 576;
+pub(super) const MAX_MTU: u32 = 65_535 - Network::VXLAN_OVERHEAD;
 
 fn overlap(network: &Network, subnet: Ipv4Net) -> bool {
     let other = network.subnet();

@@ -59,7 +59,14 @@ fn snapshot() -> Snapshot {
         [(1, vec![7], vec![]), (2, vec![7], vec![7, 2]), (3, vec![], vec![])]
     {
         let meta = meta(format!("srv{n}"));
-        let record = Host { id: host(n), meta, address: None, api_port: None, drain: None };
+        let record = Host {
+            id: host(n),
+            meta,
+            address: None,
+            api_port: None,
+            drain: None,
+            trunks: Vec::new(),
+        };
         s.hosts.insert(record.id, versioned(record));
         s.host_statuses.insert(host(n), versioned(status(n, &shared, &trouble)));
     }

@@ -100,8 +100,8 @@ fn chosen_address(text: &str, network: &Network, taken: &Taken) -> Result<Ipv4Ad
 
 fn free_address(network: &Network, taken: &Taken) -> Result<Ipv4Addr, Problem> {
     network
-        .subnet()
-        .hosts()
+        .range()
+        .addresses()
         .filter(|a| network.assignable(*a))
         .find(|a| !taken.addresses.contains(&(network.id, *a)))
         .ok_or_else(|| problems::network_full(&network.meta.name))

@@ -66,14 +66,28 @@ impl Hands<'_> {
             Op::PinAddress { port, mac, sticky } => netlink.pin(port, *mac, *sticky).await,
             Op::UnpinAddress { port, mac } => netlink.unpin(port, *mac).await,
             Op::CreateOverlay { name, settings } => netlink.create_overlay(name, settings).await,
-            Op::AttachOverlay { name, bridge, alias, mtu, settings } => {
+            Op::AttachPort { name, bridge, alias, mtu, settings } => {
                 quiet(name)?;
-                netlink.attach_overlay(name, bridge, alias, *mtu, *settings).await?;
+                netlink.attach_port(name, bridge, alias, *mtu, *settings).await?;
                 // An MTU too small for IPv6 had taken the setting away with it.
                 quiet(name)?;
                 settle(bridge);
                 Ok(())
             }
+            // The operator's own interfaces: nothing more is done to them.
+            Op::RaiseTrunk { device } => netlink.up(device).await,
+            Op::JoinTrunk { device, bridge } => {
+                netlink.join(device, bridge).await?;
+                settle(bridge);
+                Ok(())
+            }
+            Op::LeaveTrunk { device } => netlink.leave(device).await,
+            Op::CreateTrunk { name, settings } => netlink.create_trunk(name, *settings).await,
+            Op::AddAnswerRoute { device, to, from } => {
+                netlink.add_answer_route(device, *to, *from).await
+            }
+            Op::AddAnswerRule { from } => netlink.add_answer_rule(*from).await,
+            Op::RemoveAnswerRule { from } => netlink.remove_answer_rule(*from).await,
             Op::SetForwards { name, change } => netlink.set_forwards(name, change).await,
             Op::WriteHosts { network, hosts } => files::write_hosts(layout, *network, hosts),
             Op::StartDnsmasq { network, bridge, arguments } => {

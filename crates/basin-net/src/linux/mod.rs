@@ -30,6 +30,7 @@ use crate::overlay;
 use crate::plan::{self, Step, plan};
 use crate::spec::{self, Refusal};
 use crate::state::{Hosts, Observed};
+use crate::trunk;
 use apply::Hands;
 use netlink::Netlink;
 use nft::Nft;
@@ -162,6 +163,12 @@ impl Fabric for LinuxFabric {
         }
     }
 
+    async fn trunk_mtu(&self, trunk: &basin_model::vlan::Trunk) -> Result<u32, NetError> {
+        let observed = Observed { links: self.netlink.links().await?, ..Observed::default() };
+        let (device, tagged) = (trunk.interface.as_str(), trunk.untagged.is_none());
+        trunk::mtu(&self.instance, &observed, device, tagged)
+    }
+
     async fn check(&self, subnet: Ipv4Net) -> Result<(), NetError> {
         let observed = observe::kernel(&self.instance, &self.layout, &self.netlink).await?;
         spec::check(&self.instance, &observed, &subnet)
@@ -180,6 +187,7 @@ impl Fabric for LinuxFabric {
         let spec = spec.ok_or(NetError::NoNetwork(network))?;
         if !spec::usable(&spec.subnet, &address)
             || address == spec.gateway
+            || spec.trunk.as_ref().is_some_and(|t| t.router == address)
             || mac == bridge_mac(network)
         {
             return Err(NetError::Refused {

@@ -20,11 +20,14 @@ pub async fn kernel(
     netlink: &Netlink,
 ) -> Result<Observed, NetError> {
     let mut links = netlink.links().await?;
-    let routes = netlink.routes(&links).await?;
+    let (routes, answer_routes) = netlink.routes(&links).await?;
     for (name, link) in &mut links {
         let wanted: &[(Sysctl, u8)] = if link.is_own_bridge(name, instance) {
             &Sysctl::BRIDGE
-        } else if link.own_tap(name, instance).is_some() || link.is_own_overlay(name, instance) {
+        } else if link.own_tap(name, instance).is_some()
+            || link.is_own_overlay(name, instance)
+            || link.is_own_trunk(name, instance)
+        {
             &Sysctl::PORT
         } else {
             continue;
@@ -33,8 +36,11 @@ pub async fn kernel(
         let read = |(s, value): &(Sysctl, u8)| (*s, sysctl::get(&s.path(name)).unwrap_or(*value));
         link.sysctls = wanted.iter().map(read).collect();
     }
+    let answer_rules = netlink.answer_rules().await?;
     let forwarding = forwarding(instance, layout, &links);
-    Ok(Observed { links, routes, forwarding, ..Observed::default() })
+    let observed =
+        Observed { links, routes, answer_routes, answer_rules, forwarding, ..Observed::default() };
+    Ok(observed)
 }
 
 fn forwarding(instance: &Instance, layout: &Layout, links: &BTreeMap<String, Link>) -> Forwarding {

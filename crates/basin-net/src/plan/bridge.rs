@@ -10,6 +10,7 @@ use crate::names::{TapOwner, bridge_alias, bridge_mac};
 use crate::overlay::{self, Stance};
 use crate::spec::address;
 use crate::state::{BridgeSettings, Entry, Link, LinkKind, PortSettings, Sysctl, VxlanSettings};
+use crate::trunk;
 
 impl Planner<'_> {
     pub(super) fn bridge(&mut self, network: &NetworkSpec) {
@@ -31,22 +32,24 @@ impl Planner<'_> {
             let op = Op::ConfigureBridge { name: name.clone(), alias, mac, mtu };
             self.step(id, "the bridge's settings are not these", op);
         }
-        self.sysctls(id, &name, &Sysctl::BRIDGE);
+        let vlan = network.trunk.is_some();
+        let sysctls = if vlan { Sysctl::VLAN_BRIDGE } else { Sysctl::BRIDGE };
+        self.sysctls(id, &name, &sysctls);
         let wanted = address(network);
         for address in link.iter().flat_map(|l| &l.addresses).filter(|a| **a != wanted) {
             let op = Op::RemoveAddress { device: name.clone(), address: *address };
-            self.step(id, "not the network's gateway address", op);
+            self.step(id, "not the network's own address", op);
         }
         if !link.is_some_and(|l| l.addresses.contains(&wanted)) {
             let op = Op::AddAddress { device: name.clone(), address: wanted };
-            self.step(id, "the gateway address is missing", op);
+            self.step(id, "the network's own address is missing", op);
         }
         if !link.is_some_and(|l| l.up) {
             self.step(id, "the bridge is down", Op::SetUp { name });
         }
     }
 
-    fn sysctls(&mut self, id: Option<NetworkId>, name: &str, wanted: &[(Sysctl, u8)]) {
+    pub(super) fn sysctls(&mut self, id: Option<NetworkId>, name: &str, wanted: &[(Sysctl, u8)]) {
         let found: BTreeMap<Sysctl, u8> =
             self.observed.links.get(name).map(|l| l.sysctls.clone()).unwrap_or_default();
         for (sysctl, value) in wanted.iter().filter(|(s, v)| found.get(s) != Some(v)) {
@@ -93,7 +96,7 @@ impl Planner<'_> {
         });
         if !attached {
             let (mtu, settings) = (overlay.mtu, PortSettings::OVERLAY);
-            let op = Op::AttachOverlay { name: name.clone(), bridge, alias, mtu, settings };
+            let op = Op::AttachPort { name: name.clone(), bridge, alias, mtu, settings };
             self.step(id, "the way to other servers is not open", op);
         }
         let none = BTreeSet::new();
@@ -145,7 +148,9 @@ impl Planner<'_> {
 
     /// Whether the bridge sends frames for the address to other servers.
     fn told_elsewhere(&self, network: &NetworkSpec, mac: MacAddr) -> bool {
-        let link = self.observed.links.get(&self.instance.overlay(network.id));
-        link.is_some_and(|l| l.entries.contains_key(&mac))
+        let overlay = self.instance.overlay(network.id);
+        let ports = trunk::port(self.instance, network).into_iter().chain([overlay]);
+        let mut links = ports.filter_map(|port| self.observed.links.get(&port));
+        links.any(|l| l.entries.contains_key(&mac))
     }
 }

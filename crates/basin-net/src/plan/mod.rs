@@ -10,6 +10,7 @@ mod bridge;
 mod service;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -24,8 +25,10 @@ use crate::overlay::{self, Stance};
 use crate::rules::{self, Guarded, Ruleset, Span};
 use crate::spec::{Refusal, accept};
 use crate::state::{
-    Binding, Firewall, Hosts, Link, LinkKind, Observed, PortSettings, Sysctl, VxlanSettings,
+    Binding, Firewall, Hosts, Link, LinkKind, Observed, PortSettings, Sysctl, VlanSettings,
+    VxlanSettings,
 };
+use crate::trunk;
 
 /// One operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,12 +100,41 @@ pub enum Op {
         name: String,
         settings: VxlanSettings,
     },
-    AttachOverlay {
+    /// Makes a port to elsewhere one of the bridge's, and opens it.
+    AttachPort {
         name: String,
         bridge: String,
         alias: String,
         mtu: u32,
         settings: PortSettings,
+    },
+    /// Sets the operator's interface up; nothing else of it is changed.
+    RaiseTrunk {
+        device: String,
+    },
+    /// Makes the operator's interface a port of the bridge, as one of a VLAN alone.
+    JoinTrunk {
+        device: String,
+        bridge: String,
+    },
+    LeaveTrunk {
+        device: String,
+    },
+    CreateTrunk {
+        name: String,
+        settings: VlanSettings,
+    },
+    /// What the server says from its address there finds the VLAN's guests here.
+    AddAnswerRoute {
+        device: String,
+        to: Ipv4Net,
+        from: Ipv4Addr,
+    },
+    AddAnswerRule {
+        from: Ipv4Addr,
+    },
+    RemoveAnswerRule {
+        from: Ipv4Addr,
     },
     SetForwards {
         name: String,
@@ -161,11 +193,18 @@ pub fn plan(
     let mut planner = Planner { instance, layout, observed, networks, steps: Vec::new() };
     let keep: BTreeSet<NetworkId> = wanted.iter().map(|n| n.id).collect();
     planner.remove(&keep);
+    let vlans = wanted.iter().filter(|n| n.trunk.is_some());
+    planner.remove_answers(&vlans.map(|n| n.gateway).collect());
+    for network in &planner.networks.clone() {
+        planner.close_trunk(network);
+    }
     let guarded = planner.forwarding();
     planner.firewall(&guarded);
     for network in &planner.networks.clone() {
         planner.bridge(network);
+        planner.answers(network);
         planner.overlay(network);
+        planner.trunk(network);
         planner.taps(network);
         planner.service(network);
     }
@@ -226,6 +265,13 @@ pub fn firewall(
             local: o.local,
             port: o.port,
         }),
+        trunk: trunk::port(instance, n),
+    };
+    let kept = |n: &NetworkSpec| {
+        let port = trunk::port(instance, n)?;
+        let taps = own_taps(instance, observed).filter(|(_, _, owner)| owner.network == n.id);
+        let kept = trunk::kept(n, taps.map(|(_, _, owner)| (owner.mac, owner.address)));
+        Some((port, kept))
     };
     let overlays = || networks.iter().filter_map(|n| Some((n, n.overlay.as_ref()?)));
     let heard = |(n, _): (&NetworkSpec, _)| (instance.overlay(n.id), overlay::heard(n));
@@ -234,6 +280,7 @@ pub fn firewall(
         taps,
         uplinks: uplinks.clone(),
         heard: overlays().map(heard).collect(),
+        kept: networks.iter().filter_map(kept).collect(),
         peers: overlays().flat_map(|(_, o)| o.peers.iter().map(|p| (*p, o.local))).collect(),
     }
 }
@@ -243,6 +290,9 @@ pub fn firewall(
 pub fn mtu(network: &NetworkSpec, observed: &Observed) -> u32 {
     if let Some(overlay) = &network.overlay {
         return overlay.mtu;
+    }
+    if let Some(trunk) = &network.trunk {
+        return trunk.mtu;
     }
     let defaults = observed.routes.iter().filter(|r| r.to.prefix_len() == 0 && !r.local);
     let links = defaults.filter_map(|r| observed.links.get(r.device.as_ref()?));
@@ -292,11 +342,15 @@ impl Planner<'_> {
                 self.step(None, GONE, Op::DeleteLink { name: name.clone(), index: link.index });
             }
         }
-        let names = |id: &NetworkId| [self.instance.bridge(*id), self.instance.overlay(*id)];
+        let names = |id: &NetworkId| {
+            [self.instance.bridge(*id), self.instance.overlay(*id), self.instance.trunk(*id)]
+        };
         let kept: BTreeSet<String> = keep.iter().flat_map(names).collect();
         let instance = self.instance;
         for (name, link) in &observed.links {
-            let own = link.is_own_bridge(name, instance) || link.is_own_overlay(name, instance);
+            let own = link.is_own_bridge(name, instance)
+                || link.is_own_overlay(name, instance)
+                || link.is_own_trunk(name, instance);
             if own && !kept.contains(name) {
                 self.step(None, GONE, Op::DeleteLink { name: name.clone(), index: link.index });
             }
@@ -306,10 +360,15 @@ impl Planner<'_> {
         }
     }
 
+    /// Whether the server is a router for any network.
+    fn routes(&self) -> bool {
+        self.networks.iter().any(|n| n.trunk.is_none())
+    }
+
     /// Lets replies from outside come back to guests; returns what to guard.
     fn forwarding(&mut self) -> BTreeSet<String> {
         let forwarding = &self.observed.forwarding;
-        if self.networks.is_empty() {
+        if !self.routes() {
             return BTreeSet::new();
         }
         let off: BTreeSet<String> =
@@ -334,6 +393,9 @@ impl Planner<'_> {
         if self.observed.firewall != Firewall::Loaded(ruleset.clone()) {
             self.step(None, "the rules in force are not these", Op::LoadFirewall { ruleset });
         }
+        if !self.routes() {
+            return;
+        }
         // Only now: the rules that keep the server from routing for others are in force.
         for device in uplinks(self.observed).difference(&self.observed.forwarding.on) {
             let op = Op::SetForwarding { device: device.clone(), on: true };
@@ -349,13 +411,13 @@ impl Planner<'_> {
                 && link.group == crate::names::GROUP
                 && !link.is_own_bridge(name, self.instance)
         });
-        if !self.networks.is_empty() || forwarding.recorded.is_empty() || others {
+        if self.routes() || forwarding.recorded.is_empty() || others {
             return;
         }
         if !forwarding.global {
             for device in forwarding.recorded.intersection(&forwarding.on) {
                 let op = Op::SetForwarding { device: device.clone(), on: false };
-                self.step(None, "Basin turned it on, and no network is left", op);
+                self.step(None, "Basin turned it on, and no network needs it", op);
             }
         }
         self.step(None, "all is as before", Op::RecordForwarding { devices: BTreeSet::new() });

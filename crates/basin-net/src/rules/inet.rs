@@ -10,10 +10,16 @@ use crate::names::{ANY_BRIDGE, Instance};
 pub fn table(out: &mut String, instance: &Instance, rules: &Ruleset) {
     let (mut input, mut forward, mut nat) = (String::new(), String::new(), String::new());
     let (hear, tunnel) = overlays(rules);
-    for Guarded { bridge, subnet, gateway, .. } in &rules.networks {
+    for Guarded { bridge, subnet, gateway, trunk, .. } in &rules.networks {
         let _ =
             writeln!(input, "    iifname != {{ \"lo\", \"{bridge}\" }} ip daddr {gateway} drop");
         let _ = writeln!(forward, "    iifname \"{bridge}\" oifname \"{bridge}\" accept");
+        if trunk.is_some() {
+            // The physical network has a router, and this server is none for it.
+            let _ = writeln!(forward, "    iifname \"{bridge}\" drop");
+            let _ = writeln!(forward, "    oifname \"{bridge}\" drop");
+            continue;
+        }
         let _ = writeln!(forward, "    iifname \"{bridge}\" ip saddr != {subnet} drop");
         let _ = writeln!(nat, "    ip saddr {subnet} oifname != \"{bridge}\" masquerade");
     }

@@ -2,7 +2,7 @@
 //!
 //! Two tables, both replaced as a whole in one transaction. The bridge table
 //! holds each guest to its own MAC and IPv4 address, and keeps the gateway and DHCP
-//! of each server on that server; the inet table keeps the networks apart, hides the
+//! of each server on that server, of VLANs as well; the inet table keeps the networks apart, hides the
 //! server's own services, translates addresses, and hears other servers only.
 //! Rules name interfaces by text, so they are in force before an interface is up.
 
@@ -48,6 +48,8 @@ pub struct Ruleset {
     pub uplinks: BTreeSet<String>,
     /// By VXLAN port, whose frames may come from other servers.
     pub heard: BTreeMap<String, BTreeSet<(MacAddr, Ipv4Addr)>>,
+    /// By VLAN port, guests that are here: nothing from there is of them.
+    pub kept: BTreeMap<String, BTreeSet<(MacAddr, Ipv4Addr)>>,
     /// Other servers, each with this server's address that it speaks to.
     pub peers: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
 }
@@ -61,6 +63,8 @@ pub struct Guarded {
     /// The gateway's MAC address.
     pub mac: MacAddr,
     pub overlay: Option<Span>,
+    /// The port to its VLAN, whether or not it is there.
+    pub trunk: Option<String>,
 }
 
 /// A network's way to other servers, as the rules know it.
@@ -87,6 +91,10 @@ impl Ruleset {
     pub fn change(&self, old: &Ruleset, instance: &Instance) -> Option<String> {
         let same = self.networks == old.networks && self.uplinks == old.uplinks;
         same.then(|| sets::changes(old, self, instance))
+    }
+
+    fn trunks(&self) -> impl Iterator<Item = (&Guarded, &String)> {
+        self.networks.iter().filter_map(|n| Some((n, n.trunk.as_ref()?)))
     }
 
     fn spans(&self) -> impl Iterator<Item = (&Guarded, &Span)> {

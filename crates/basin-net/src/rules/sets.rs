@@ -19,6 +19,8 @@ pub struct Sets {
     pub owners: Vec<String>,
     pub heard_macs: Vec<String>,
     pub heard: Vec<String>,
+    pub kept_macs: Vec<String>,
+    pub kept: Vec<String>,
     pub peers: Vec<String>,
     pub paths: Vec<String>,
 }
@@ -37,6 +39,12 @@ impl Sets {
                 sets.heard.push(format!("\"{port}\" . {mac} . {address}"));
             }
         }
+        for (port, all) in &rules.kept {
+            for (mac, address) in all.difference(but.kept.get(port).unwrap_or(&none)) {
+                sets.kept_macs.push(format!("\"{port}\" . {mac}"));
+                sets.kept.push(format!("\"{port}\" . {address}"));
+            }
+        }
         for (peer, local) in rules.peers.difference(&but.peers) {
             sets.paths.push(format!("{peer} . {local}"));
         }
@@ -45,12 +53,14 @@ impl Sets {
         sets
     }
 
-    fn all(self) -> [(&'static str, &'static str, Vec<String>); 6] {
+    fn all(self) -> [(&'static str, &'static str, Vec<String>); 8] {
         [
             ("bridge", "macs", self.macs),
             ("bridge", "owners", self.owners),
             ("bridge", "heard_macs", self.heard_macs),
             ("bridge", "heard", self.heard),
+            ("bridge", "kept_macs", self.kept_macs),
+            ("bridge", "kept", self.kept),
             ("inet", "peers", self.peers),
             ("inet", "paths", self.paths),
         ]

@@ -12,13 +12,14 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basin_model::host::Host;
+use basin_model::host::{Host, TrunkStatus};
 use basin_model::keys::Kind;
 use basin_model::network::Network;
 use basin_model::task::Problem;
+use basin_model::vlan::Trunk;
 use basin_model::vm::Nic;
 use basin_model::{HostId, MacAddr, NetworkId};
-use basin_net::{Affected, Fabric, NetworkSpec};
+use basin_net::{Affected, Fabric, NetError, NetworkSpec};
 use basin_store::Store;
 use basin_store::records::{RecordEvent, Versioned, watch_records};
 use futures::{Stream, StreamExt};
@@ -44,6 +45,10 @@ pub struct Applied {
     pub problem: Option<Problem>,
     /// The largest packet of a guest that fits between servers from here.
     overlay_mtu: Option<u32>,
+    /// The interfaces that are to carry VLANs, as they were found.
+    trunks: Vec<TrunkStatus>,
+    /// Networks that cannot be here, and why.
+    absent: Arc<BTreeMap<NetworkId, String>>,
 }
 
 /// The reconciler, as others see it.
@@ -78,6 +83,10 @@ impl Networks {
         self.applied.borrow().overlay_mtu
     }
 
+    pub fn trunks(&self) -> Vec<TrunkStatus> {
+        self.applied.borrow().trunks.clone()
+    }
+
     pub fn changes(&self) -> watch::Receiver<Applied> {
         self.applied.clone()
     }
@@ -93,7 +102,13 @@ impl Networks {
         let now = self.applied.borrow();
         let missing = nics.iter().find(|nic| !now.has_lease(nic));
         let network = missing.map_or_else(String::new, |nic| format!(" {}", nic.network));
+        let absent = missing.and_then(|nic| now.absent.get(&nic.network));
         let problem = match &now.problem {
+            _ if let Some(why) = absent => problem(
+                "network-not-ready",
+                format!("network{network} cannot be on this server: {why}"),
+                "start the VM on a server that can have the network, or mend what is said here",
+            ),
             Some(p) => Problem {
                 detail: format!("network{network} cannot be set up: {}", p.detail),
                 ..p.clone()
@@ -112,9 +127,10 @@ impl Applied {
     fn new(specs: Vec<NetworkSpec>) -> Applied {
         let of = |s: &NetworkSpec| {
             let id = s.id;
-            let local = s.overlay.as_ref().map(|o| o.local);
+            let local = s.local();
             // Of an interface that is elsewhere, a tap here would carry nothing.
-            let usable = s.leases.iter().filter(|l| plan::usable_here(l, local));
+            let reached = s.trunk.as_ref().is_none_or(|t| t.device.is_some());
+            let usable = s.leases.iter().filter(|l| reached && plan::usable_here(l, local));
             usable.map(|l| (id, l.mac, l.address)).collect::<Vec<_>>()
         };
         let leases = Arc::new(specs.iter().flat_map(of).collect());
@@ -165,9 +181,19 @@ async fn reconcile(
         let (Some(networks), Some(hosts), Some(vms)) = (&networks, &hosts, vms.all()) else {
             continue;
         };
-        let specs = plan::plan(own, networks.values(), hosts.values(), vms.values());
         let before = sender.borrow().clone();
-        if *before.specs == specs && before.problem.is_none() && !repairing {
+        let wanted = plan::trunks(own, hosts.values());
+        let known = before.trunks.iter().map(|t| &t.trunk).eq(wanted);
+        let trunks = match known && !repairing && !failed {
+            true => before.trunks.clone(),
+            false => look(fabric, wanted).await,
+        };
+        let absent = Arc::new(plan::absent(networks.values(), &trunks));
+        let places = plan::Places::new(own, hosts.values());
+        let specs = plan::plan(&places, &trunks, networks.values(), vms.values());
+        let looks = (&before.trunks, &before.absent) == (&trunks, &absent);
+        let same = *before.specs == specs && looks;
+        if same && before.problem.is_none() && !repairing {
             continue;
         }
         let overlay_mtu = match plan::local(own, hosts.values()) {
@@ -187,11 +213,30 @@ async fn reconcile(
                 (problem, certain(specs, &before.specs, &failure.affected))
             }
         };
-        let same = before.problem == problem && before.overlay_mtu == overlay_mtu;
+        let same = before.problem == problem && before.overlay_mtu == overlay_mtu && looks;
         if !same || *before.specs != specs {
-            sender.send_replace(Applied { problem, overlay_mtu, ..Applied::new(specs) });
+            sender.send_replace(Applied {
+                problem,
+                overlay_mtu,
+                trunks,
+                absent,
+                ..Applied::new(specs)
+            });
         }
     }
+}
+
+async fn look(fabric: &dyn Fabric, trunks: &[Trunk]) -> Vec<TrunkStatus> {
+    let mut found = Vec::new();
+    for trunk in trunks {
+        let (mtu, problem) = match fabric.trunk_mtu(trunk).await {
+            Ok(mtu) => (Some(mtu), None),
+            Err(NetError::Refused { why, .. }) => (None, Some(why)),
+            Err(e) => (None, Some(e.to_string())),
+        };
+        found.push(TrunkStatus { trunk: trunk.clone(), mtu, problem });
+    }
+    found
 }
 
 /// What the server has for certain after a sync that failed: one network's trouble is

@@ -1,26 +1,26 @@
-//! Pure. What this server should have: every network, with the leases of every VM on
-//! it and where each is.
+//! Pure. What this server should have: every network that it can have, with the leases
+//! of every VM on it and where each is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use basin_model::host::Host;
+use basin_model::host::{Host, TrunkStatus, no_vlan};
 use basin_model::network::{Network, NetworkKind};
+use basin_model::vlan;
 use basin_model::vm::Vm;
 use basin_model::{HostId, NetworkId, VmId};
-use basin_net::{Lease, NetworkSpec, Overlay, VXLAN_PORT};
+use basin_net::{Lease, NetworkSpec, Overlay, Trunk, VXLAN_PORT};
 
 /// A place that is not here and that nothing is known of.
 const SOMEWHERE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
 pub fn plan<'a>(
-    own: HostId,
+    places: &Places,
+    trunks: &[TrunkStatus],
     networks: impl Iterator<Item = &'a Network>,
-    hosts: impl Iterator<Item = &'a Host>,
     vms: impl Iterator<Item = &'a Arc<Vm>>,
 ) -> Vec<NetworkSpec> {
-    let places = Places { own, addresses: hosts.filter_map(address).collect() };
     let mut leases: BTreeMap<NetworkId, BTreeMap<VmId, Vec<Lease>>> = BTreeMap::new();
     for vm in vms {
         let (at, to) = places.whereabouts(vm);
@@ -31,8 +31,9 @@ pub fn plan<'a>(
         }
     }
     networks
+        // Nothing of a VLAN is made where no trunk is.
+        .filter(|network| network.vlan().is_none() || !trunks.is_empty())
         .map(|network| {
-            let NetworkKind::Nat { subnet, domain } = &network.kind;
             let leases = leases.remove(&network.id).into_iter().flat_map(BTreeMap::into_values);
             // A lease outside the subnet would make the DHCP server refuse them all.
             let fits = |l: &Lease| network.assignable(l.address);
@@ -42,19 +43,33 @@ pub fn plan<'a>(
             leases.retain(|l| seen.insert(l.mac));
             NetworkSpec {
                 id: network.id,
-                subnet: *subnet,
-                gateway: network.gateway(),
-                domain: domain.clone(),
+                subnet: network.subnet(),
+                gateway: network.service(),
+                domain: network.domain().to_owned(),
                 leases,
                 overlay: places.overlay(network),
+                trunk: places.trunk(network, trunks),
             }
         })
         .collect()
 }
 
+/// The networks that cannot be on this server, and why.
+pub fn absent<'a>(
+    networks: impl Iterator<Item = &'a Network>,
+    trunks: &[TrunkStatus],
+) -> BTreeMap<NetworkId, String> {
+    networks.filter_map(|n| Some((n.id, no_vlan(n, trunks)?))).collect()
+}
+
 /// Whether an interface's tap on this server carries frames, now or once it arrives.
 pub fn usable_here(lease: &Lease, local: Option<Ipv4Addr>) -> bool {
     lease.at.is_none() || lease.at == local || (lease.to.is_some() && lease.to == local)
+}
+
+/// The interfaces by which this server has VLANs.
+pub fn trunks<'a>(own: HostId, mut hosts: impl Iterator<Item = &'a Host>) -> &'a [vlan::Trunk] {
+    hosts.find(|host| host.id == own).map_or(&[], |host| &host.trunks)
 }
 
 /// This server's address between servers.
@@ -70,13 +85,38 @@ fn address(host: &Host) -> Option<(HostId, Ipv4Addr)> {
     }
 }
 
-struct Places {
+/// Where servers are, seen from this one.
+pub struct Places {
     own: HostId,
     addresses: BTreeMap<HostId, Ipv4Addr>,
 }
 
 impl Places {
+    pub fn new<'a>(own: HostId, hosts: impl Iterator<Item = &'a Host>) -> Places {
+        Places { own, addresses: hosts.filter_map(address).collect() }
+    }
+
+    /// Where a trunk does not carry the network, those of its guests that are here keep
+    /// each other.
+    fn trunk(&self, network: &Network, trunks: &[TrunkStatus]) -> Option<Trunk> {
+        let NetworkKind::Vlan { vlan, gateway, .. } = &network.kind else { return None };
+        let all: Vec<vlan::Trunk> = trunks.iter().map(|t| t.trunk.clone()).collect();
+        let carries = vlan::Trunk::of(&all, *vlan);
+        let carries = carries.filter(|_| no_vlan(network, trunks).is_none());
+        Some(Trunk {
+            vlan: *vlan,
+            device: carries.map(|t| t.interface.clone()),
+            tagged: carries.is_none_or(|t| t.untagged.is_none()),
+            router: *gateway,
+            mtu: network.mtu.unwrap_or(Network::VLAN_MTU),
+            local: self.addresses.get(&self.own).copied(),
+        })
+    }
+
     fn overlay(&self, network: &Network) -> Option<Overlay> {
+        if network.vlan().is_some() {
+            return None;
+        }
         let local = *self.addresses.get(&self.own)?;
         let others = self.addresses.iter().filter(|(id, _)| **id != self.own);
         Some(Overlay {
@@ -184,8 +224,8 @@ mod tests {
 
     fn spec(own: u8, vni: Option<u32>, addresses: bool, vms: &[Arc<Vm>]) -> NetworkSpec {
         let (network, hosts) = (network(vni), hosts(addresses));
-        let networks = [&network].into_iter();
-        plan(host(own), networks, hosts.iter(), vms.iter()).pop().unwrap()
+        let places = Places::new(host(own), hosts.iter());
+        plan(&places, &[], [&network].into_iter(), vms.iter()).pop().unwrap()
     }
 
     #[test]
@@ -207,6 +247,39 @@ mod tests {
         for (vni, addresses) in [(None, true), (Some(5), false), (None, false)] {
             assert_eq!(spec(1, vni, addresses, &[vm(1, Some(1))]).overlay, None);
         }
+    }
+
+    #[test]
+    fn a_vlan_is_where_a_trunk_is() {
+        let mut network = network(None);
+        network.kind = serde_json::from_value(json!({
+            "kind": "vlan", "vlan": 100, "subnet": "10.1.0.0/16", "gateway": "10.1.0.1",
+            "service": "10.1.255.254", "range": "10.1.0.3-10.1.0.9", "domain": "vm",
+        }))
+        .unwrap();
+        let (mut hosts, vms) = (hosts(true), [vm(1, Some(1)), vm(2, Some(2))]);
+        hosts[1].trunks = vec![vlan::Trunk { interface: "eth1".parse().unwrap(), untagged: None }];
+        assert!(trunks(host(1), hosts.iter()).is_empty());
+        let found = |mtu| {
+            let trunk = trunks(host(2), hosts.iter())[0].clone();
+            vec![TrunkStatus { trunk, mtu: Some(mtu), problem: None }]
+        };
+        let places = Places::new(host(2), hosts.iter());
+        let specs =
+            |found: &[TrunkStatus]| plan(&places, found, [&network].into_iter(), vms.iter()).pop();
+        assert_eq!(specs(&[]), None);
+        let small = specs(&found(1499)).unwrap().trunk.unwrap();
+        assert_eq!(small.device, None);
+        let why = absent([&network].into_iter(), &found(1499));
+        assert!(why[&network.id].contains("eth1 carries 1499"), "{why:?}");
+        let spec = specs(&found(1500)).unwrap();
+        assert_eq!((spec.gateway, spec.overlay), (Ipv4Addr::new(10, 1, 255, 254), None));
+        // The first has an address that is not of the range.
+        assert_eq!(spec.leases.iter().map(|l| l.at).collect::<Vec<_>>(), [None]);
+        let trunk = spec.trunk.unwrap();
+        assert_eq!((trunk.local, trunk.mtu), (Some(place(2)), 1500));
+        assert_eq!(trunk.router, Ipv4Addr::new(10, 1, 0, 1));
+        assert_eq!(trunk.device.unwrap().as_str(), "eth1");
     }
 
     #[test]

@@ -41,7 +41,8 @@ async fn single(host: HostId) -> MemStore {
         labels: Labels::default(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
     };
-    let host = Host { id: host, meta, address: None, api_port: None, drain: None };
+    let host =
+        Host { id: host, meta, address: None, api_port: None, drain: None, trunks: Vec::new() };
     TxnBuilder::new().create(keys::host(host.id), &host).commit(&store).await.unwrap();
     store
 }

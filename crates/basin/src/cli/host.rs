@@ -1,7 +1,7 @@
 //! `basin host`.
 
 use basin_api::cluster::DrainRequest;
-use basin_api::host::{Condition, Host, HostState};
+use basin_api::host::{Condition, Host, HostState, Trunk, TrunkSet};
 use clap::Subcommand;
 use jiff::Timestamp;
 
@@ -35,6 +35,28 @@ pub enum Command {
     },
     /// End the maintenance: the server takes VMs again
     Undrain { host: String },
+    /// Name the interface by which a server has VLANs of the physical network
+    #[command(after_help = "Examples:
+  basin host set-trunk srv1 eth1                  all VLANs, each with its tag
+  basin host set-trunk srv1 eth2 --untagged 120   VLAN 120 alone, without tags
+  basin network create office --vlan 120 --subnet 10.20.0.0/24 --gateway 10.20.0.1
+
+With tags, the server itself may go on using the interface. Without, the interface is for
+guests alone. Basin sets it up, and changes nothing else of it.")]
+    SetTrunk {
+        host: String,
+        interface: String,
+        /// The only VLAN that it has, without tags
+        #[arg(long, value_name = "VLAN")]
+        untagged: Option<u16>,
+    },
+    /// Take back an interface by which a server had VLANs; no VM there may need it
+    UnsetTrunk {
+        host: String,
+        /// The interface that has this VLAN without tags
+        #[arg(long, value_name = "VLAN")]
+        untagged: Option<u16>,
+    },
     /// Shut a server out of the cluster for good; it must be empty
     #[command(visible_alias = "rm")]
     Remove {
@@ -57,6 +79,14 @@ impl Command {
             }
             Command::Undrain { host } => {
                 session.said(&session.client.undrain_host(&host).await?, "takes VMs again")
+            }
+            Command::SetTrunk { host, interface, untagged } => {
+                let trunk = TrunkSet { interface, untagged };
+                session.said(&session.client.set_trunk(&host, &trunk).await?, "has its trunk")
+            }
+            Command::UnsetTrunk { host, untagged } => {
+                let host = session.client.unset_trunk(&host, untagged).await?;
+                session.said(&host, "has that trunk no more")
             }
             Command::Remove { host, dead } => {
                 session.client.remove_host(&host, dead).await?;
@@ -155,6 +185,9 @@ impl View for Host {
         let mut sheet = meta_sheet(&self.meta, now);
         let committed = &self.committed;
         sheet.pair("State", state(self)).some("Address", self.address.as_deref());
+        for trunk in &self.trunks {
+            sheet.pair("Trunk", trunk_line(trunk));
+        }
         for stuck in &self.stuck {
             let what = if stuck.waits { "Leaves later" } else { "Cannot leave" };
             sheet.pair(what, format!("{}: {}", stuck.vm, stuck.reasons.join("; ")));
@@ -196,6 +229,20 @@ impl View for Host {
             );
         sheet
     }
+}
+
+/// `eth2 (VLAN 120 without tags; packets of up to 1500)`.
+fn trunk_line(trunk: &Trunk) -> String {
+    let vlans = match trunk.untagged {
+        Some(vlan) => format!("VLAN {vlan} without tags"),
+        None => "all VLANs".to_owned(),
+    };
+    let found = match (&trunk.problem, trunk.mtu) {
+        (Some(problem), _) => problem.clone(),
+        (None, Some(mtu)) => format!("packets of up to {mtu}"),
+        (None, None) => "not looked at yet".to_owned(),
+    };
+    clean(&format!("{} ({vlans}; {found})", trunk.interface))
 }
 
 /// `ready, leads`.

@@ -1,7 +1,8 @@
 //! Servers.
 
-use basin_api::host::{Committed, Condition, Host, HostState, HostStatus, StuckVm};
+use basin_api::host::{Committed, Condition, Host, HostState, HostStatus, StuckVm, Trunk};
 use basin_model::host as model;
+use basin_model::vlan;
 use basin_model::vm::Vm;
 use basin_model::{Bytes, HostId};
 use basin_sched::baseline::Baseline;
@@ -27,8 +28,19 @@ pub fn host(record: &Versioned<model::Host>, snapshot: &Snapshot, baselines: &[B
         address: host.address.map(|address| address.to_string()),
         leads: snapshot.leader.as_ref().is_some_and(|l| l.host == host.id),
         keeps_state: snapshot.voters.contains_key(&host.id),
+        trunks: host.trunks.iter().map(|t| trunk(t, found.map(|s| &s.value))).collect(),
         draining_since: host.drain.map(|drain| drain.since.to_string()),
         stuck: Vec::new(),
+    }
+}
+
+fn trunk(trunk: &vlan::Trunk, status: Option<&model::HostStatus>) -> Trunk {
+    let found = status.and_then(|s| s.trunks.iter().find(|t| t.trunk == *trunk));
+    Trunk {
+        interface: trunk.interface.to_string(),
+        untagged: trunk.untagged.map(vlan::VlanId::get),
+        mtu: found.and_then(|t| t.mtu),
+        problem: found.and_then(|t| t.problem.clone()),
     }
 }
 

@@ -2,8 +2,9 @@
 
 mod fdb;
 mod read;
+mod trunk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,8 @@ use rtnetlink::{
 use crate::fabric::NetError;
 use crate::names::GROUP;
 use crate::state::{Link, PortSettings, Route, VxlanSettings};
-use read::{link, routes_of};
+use crate::trunk::TABLE;
+use read::{link, routes_of, table_of};
 
 /// A netlink socket in the network namespace that it was opened in.
 #[derive(Clone)]
@@ -112,15 +114,21 @@ impl Netlink {
         Ok(links)
     }
 
-    pub async fn routes(&self, links: &BTreeMap<String, Link>) -> Result<Vec<Route>, NetError> {
+    /// Those of all tables, and apart from them those of the table of answers.
+    pub async fn routes(
+        &self,
+        links: &BTreeMap<String, Link>,
+    ) -> Result<(Vec<Route>, BTreeSet<Route>), NetError> {
         let names: BTreeMap<u32, &String> = links.iter().map(|(n, l)| (l.index, n)).collect();
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let ask = || self.handle.route().get(request.clone()).execute();
         let messages: Vec<RouteMessage> = self.list("listing routes", ask).await?;
-        let mut routes: Vec<Route> = messages.iter().flat_map(|m| routes_of(m, &names)).collect();
-        routes.sort();
-        routes.dedup();
-        Ok(routes)
+        let (mut routes, mut answers) = (BTreeSet::new(), BTreeSet::new());
+        for message in &messages {
+            let found = routes_of(message, &names);
+            if table_of(message) == TABLE { &mut answers } else { &mut routes }.extend(found);
+        }
+        Ok((routes.into_iter().collect(), answers))
     }
 
     pub async fn index(&self, name: &str) -> Result<Option<u32>, NetError> {
@@ -226,7 +234,7 @@ impl Netlink {
         })
     }
 
-    pub async fn attach_overlay(
+    pub async fn attach_port(
         &self,
         name: &str,
         bridge: &str,

@@ -7,11 +7,13 @@ use basin_model::MacAddr;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::link::{
     BridgeBooleanOptionFlags, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-    InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoPortData, InfoVlan, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
-use crate::state::{BridgeSettings, Link, LinkKind, PortSettings, Route, VxlanSettings};
+use crate::state::{
+    BridgeSettings, Link, LinkKind, PortSettings, Route, VlanSettings, VxlanSettings,
+};
 
 const LOCAL_TABLE: u32 = 255;
 
@@ -30,13 +32,14 @@ pub fn link(message: &LinkMessage) -> Option<(String, Link)> {
         entries: Default::default(),
         forwards: Default::default(),
     };
-    let mut name = None;
+    let (mut name, mut parent) = (None, 0);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::IfAlias(text) => link.alias.clone_from(text),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Group(group) => link.group = *group,
+            LinkAttribute::Link(index) => parent = *index,
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::Address(bytes) => {
                 link.mac = bytes.as_slice().try_into().ok().map(MacAddr);
@@ -44,6 +47,9 @@ pub fn link(message: &LinkMessage) -> Option<(String, Link)> {
             LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
             _ => {}
         }
+    }
+    if let LinkKind::Vlan(settings, _) = &mut link.kind {
+        settings.parent = parent;
     }
     Some((name?, link))
 }
@@ -56,6 +62,7 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
         link_local_learning: true,
     };
     let mut vxlan = VxlanSettings { vni: 0, local: None, port: 0, learning: false };
+    let mut vlan = VlanSettings { vlan: 0, parent: 0 };
     // Outside a bridge there is nothing to learn or flood; `master` tells.
     let mut port = PortSettings { learning: true, flood: true };
     let mut found = LinkKind::Other;
@@ -64,6 +71,14 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
             LinkInfo::Kind(InfoKind::Bridge) => found = LinkKind::Bridge(bridge),
             LinkInfo::Kind(InfoKind::Tun) => found = LinkKind::Tap(port),
             LinkInfo::Kind(InfoKind::Vxlan) => found = LinkKind::Vxlan(vxlan, port),
+            LinkInfo::Kind(InfoKind::Vlan) => found = LinkKind::Vlan(vlan, port),
+            LinkInfo::Data(InfoData::Vlan(data)) => {
+                for item in data {
+                    if let InfoVlan::Id(id) = item {
+                        vlan.vlan = *id;
+                    }
+                }
+            }
             LinkInfo::Data(InfoData::Vxlan(data)) => {
                 for item in data {
                     match item {
@@ -105,18 +120,26 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
         LinkKind::Bridge(_) => LinkKind::Bridge(bridge),
         LinkKind::Tap(_) => LinkKind::Tap(port),
         LinkKind::Vxlan(..) => LinkKind::Vxlan(vxlan, port),
+        LinkKind::Vlan(..) => LinkKind::Vlan(vlan, port),
         LinkKind::Other => LinkKind::Other,
     }
 }
 
+pub fn table_of(message: &RouteMessage) -> u32 {
+    let named = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Table(id) => Some(*id),
+        _ => None,
+    });
+    named.unwrap_or(u32::from(message.header.table))
+}
+
 pub fn routes_of(message: &RouteMessage, names: &BTreeMap<u32, &String>) -> Vec<Route> {
     let (mut to, mut devices) = (Ipv4Addr::UNSPECIFIED, vec![]);
-    let mut table = u32::from(message.header.table);
+    let table = table_of(message);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(v4)) => to = *v4,
             RouteAttribute::Oif(index) => devices.push(*index),
-            RouteAttribute::Table(id) => table = *id,
             RouteAttribute::MultiPath(hops) => {
                 devices.extend(hops.iter().map(|hop| hop.interface_index));
             }

@@ -11,3 +11,4 @@ mod server;
 mod servers;
 mod span;
 mod underlay;
+mod vlan;

@@ -219,12 +219,17 @@ impl Guest {
     }
 
     pub fn bind(&self) -> DhcpReply {
+        self.bind_by(self.gateway)
+    }
+
+    /// Where another machine is the router.
+    pub fn bind_by(&self, router: Ipv4Addr) -> DhcpReply {
         self.dhcp(1, None);
         let offer = self.hears(|f| dhcp_reply(f, 2));
         self.dhcp(3, Some(offer.address));
         let ack = self.hears(|f| dhcp_reply(f, 5));
         assert_eq!(ack.address, offer.address);
-        assert_eq!(ack.option(3), Some(&self.gateway.octets()[..]), "router");
+        assert_eq!(ack.option(3), Some(&router.octets()[..]), "router");
         assert_eq!(ack.option(6), Some(&self.gateway.octets()[..]), "DNS");
         ack
     }

@@ -169,6 +169,7 @@ pub fn network(third: u8) -> NetworkSpec {
         domain: "vm.test".into(),
         leases: vec![],
         overlay: None,
+        trunk: None,
     }
 }
 

@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc;
 
 use basin_model::network::Vni;
+use basin_model::vlan::{Trunk, VlanId};
 use basin_model::{MacAddr, NicId};
 use futures::future::BoxFuture;
 use nix::sched::{CloneFlags, setns};
@@ -130,6 +131,13 @@ impl Server {
         self.on(move |s| Box::pin(async move { s.fabric.close_tap(nic).await })).unwrap();
     }
 
+    pub fn trunk_mtu(&self, interface: &str) -> Result<u32, String> {
+        let untagged = VlanId::new(100);
+        let trunk = Trunk { interface: interface.parse().unwrap(), untagged };
+        let found = self.on(move |s| Box::pin(async move { s.fabric.trunk_mtu(&trunk).await }));
+        found.map_err(|e| e.to_string())
+    }
+
     pub fn overlay_mtu(&self) -> Option<u32> {
         let local = self.address;
         self.on(move |s| Box::pin(async move { s.fabric.overlay_mtu(local).await }))
@@ -206,10 +214,14 @@ pub fn spanning(third: u8, servers: &[&Server]) -> NetworkSpec {
 /// The network as another server sees it.
 pub fn seen_by(server: &Server, network: &NetworkSpec) -> NetworkSpec {
     let mut seen = network.clone();
-    let overlay = seen.overlay.as_mut().unwrap();
-    overlay.peers.insert(overlay.local);
-    overlay.peers.remove(&server.address);
-    let was = std::mem::replace(&mut overlay.local, server.address);
+    let was = match (&mut seen.overlay, &mut seen.trunk) {
+        (Some(overlay), _) => {
+            overlay.peers.insert(overlay.local);
+            overlay.peers.remove(&server.address);
+            std::mem::replace(&mut overlay.local, server.address)
+        }
+        (None, trunk) => trunk.as_mut().unwrap().local.replace(server.address).unwrap(),
+    };
     for lease in &mut seen.leases {
         let at = lease.at.unwrap_or(was);
         lease.at = (at != server.address).then_some(at);

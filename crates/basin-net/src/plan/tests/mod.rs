@@ -1,12 +1,14 @@
 //! Properties of the plan, on a model of the kernel that carries out its steps.
 
 mod overlay;
+mod vlan;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use basin_model::network::Vni;
+use basin_model::vlan::VlanId;
 use basin_model::{MacAddr, NetworkId, NicId};
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
@@ -14,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Op, Plan, plan};
 use crate::dnsmasq::{self, Layout};
-use crate::fabric::{Lease, NetworkSpec, Overlay};
+use crate::fabric::{Lease, NetworkSpec, Overlay, Trunk};
 use crate::names::{GROUP, Instance, TapOwner};
 use crate::state::*;
 use world::{apply, new_link};
@@ -39,14 +41,16 @@ fn touched(op: &Op) -> Option<&str> {
         | Op::ConfigureBridge { name, .. }
         | Op::SetUp { name }
         | Op::CreateOverlay { name, .. }
-        | Op::AttachOverlay { name, .. }
+        | Op::CreateTrunk { name, .. }
+        | Op::AttachPort { name, .. }
         | Op::SetForwards { name, .. }
         | Op::PinAddress { port: name, .. }
         | Op::UnpinAddress { port: name, .. }
         | Op::AttachTap { name, .. } => Some(name),
         Op::SetSysctl { device, .. }
         | Op::AddAddress { device, .. }
-        | Op::RemoveAddress { device, .. } => Some(device),
+        | Op::RemoveAddress { device, .. }
+        | Op::AddAnswerRoute { device, .. } => Some(device),
         _ => None,
     }
 }
@@ -72,16 +76,54 @@ fn overlay(n: u8, mtu: u32) -> Overlay {
     }
 }
 
+/// How a network reaches beyond its bridge.
+#[derive(Debug, Clone)]
+enum Way {
+    Alone,
+    Overlay { mtu: u32 },
+    Vlan { device: Option<&'static str>, tagged: bool, mtu: u32 },
+}
+
+fn ways() -> impl Strategy<Value = Way> {
+    prop_oneof![
+        Just(Way::Alone),
+        prop_oneof![Just(1450u32), Just(1370)].prop_map(|mtu| Way::Overlay { mtu }),
+        (
+            prop_oneof![
+                4 => Just((Some("eth0"), true)),
+                4 => Just((Some("eth2"), false)),
+                1 => Just((Some("eth2"), true)),
+                1 => Just((Some("eth0"), false)),
+                1 => Just((Some("eth9"), true)),
+                1 => Just((None, true)),
+            ],
+            prop_oneof![Just(1500u32), Just(1370)],
+        )
+            .prop_map(|((device, tagged), mtu)| Way::Vlan { device, tagged, mtu }),
+    ]
+}
+
+fn trunk(n: u8, third: u8, device: Option<&str>, mtu: u32) -> Trunk {
+    Trunk {
+        vlan: VlanId::new(u16::from(n) + 100).unwrap(),
+        device: device.map(|d| d.parse().unwrap()),
+        tagged: true,
+        router: Ipv4Addr::new(10, 0, third, 254),
+        mtu,
+        local: Some(place(1)),
+    }
+}
+
 prop_compose! {
     fn specs()(
         picks in prop::collection::btree_map(
             0u8..5,
-            (0u8..4, 0usize..4, any::<bool>(), prop::option::of(prop_oneof![Just(1450u32), Just(1370)])),
+            (0u8..4, 0usize..4, any::<bool>(), ways()),
             0..4,
         ),
         places in prop::collection::vec(places(), 4),
     ) -> Vec<NetworkSpec> {
-        picks.into_iter().map(|(n, (third, leases, odd, mtu))| NetworkSpec {
+        picks.into_iter().map(|(n, (third, leases, odd, way))| NetworkSpec {
             id: id(n),
             subnet: Ipv4Net::new([10, 0, third, 0].into(), 24).unwrap(),
             gateway: [10, 0, third, 1].into(),
@@ -93,7 +135,16 @@ prop_compose! {
                 at: places[i].0,
                 to: places[i].1,
             }).collect(),
-            overlay: mtu.map(|mtu| overlay(n, mtu)),
+            overlay: match way {
+                Way::Overlay { mtu } => Some(overlay(n, mtu)),
+                _ => None,
+            },
+            trunk: match way {
+                Way::Vlan { device, tagged, mtu } => {
+                    Some(Trunk { tagged, ..trunk(n, third, device, mtu) })
+                }
+                _ => None,
+            },
         }).collect()
     }
 }
@@ -104,6 +155,7 @@ fn foreign() -> impl Strategy<Value = BTreeMap<String, Link>> {
     let name = prop_oneof![
         (0u8..5).prop_map(|n| instance().bridge(id(n))),
         (0u8..5).prop_map(|n| instance().overlay(id(n))),
+        (0u8..5).prop_map(|n| instance().trunk(id(n))),
         (0u8..5).prop_map(|n| format!("btb-{n:08x}")),
         (0u8..5).prop_map(|n| format!("bta-{n:08x}")),
         Just("docker0".to_owned()),
@@ -132,11 +184,15 @@ prop_compose! {
         already in any::<bool>(),
         mtu in prop_oneof![Just(1500u32), Just(1420), Just(9000)],
         taken in prop::option::of(0u8..4),
+        up in any::<bool>(),
     ) -> Observed {
         let mut o = Observed { links: foreign, ..Observed::default() };
         let own = Ipv4Net::new(place(1), 24).unwrap();
-        let eth0 = Link { mtu, addresses: [own].into(), ..new_link(2, LinkKind::Other) };
+        let mac = Some(MacAddr([2, 0, 0, 9, 9, 9]));
+        let eth0 = Link { mtu, mac, up, addresses: [own].into(), ..new_link(2, LinkKind::Other) };
         o.links.insert("eth0".into(), eth0);
+        let mac = Some(MacAddr([2, 0, 0, 9, 9, 8]));
+        o.links.insert("eth2".into(), Link { mac, up, ..new_link(3, LinkKind::Other) });
         let default = Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0).unwrap();
         o.routes.push(Route { to: default, device: Some("eth0".into()), local: false });
         if let Some(third) = taken {
@@ -171,6 +227,7 @@ fn is_own(o: &Observed, name: &str) -> bool {
     o.links.get(name).is_none_or(|l| {
         l.is_own_bridge(name, &instance())
             || l.is_own_overlay(name, &instance())
+            || l.is_own_trunk(name, &instance())
             || l.own_tap(name, &instance()).is_some()
     })
 }
@@ -223,11 +280,15 @@ proptest! {
         if o.links.values().any(|l| l.group == GROUP) {
             o.forwarding = server.forwarding.clone();
         }
+        // An interface that a trunk has set up is left up.
+        for name in ["eth0", "eth2"] {
+            o.links.get_mut(name).unwrap().up = server.links[name].up;
+        }
         prop_assert_eq!(o, server);
     }
 
     #[test]
-    fn damage_is_repaired(server in servers(), wanted in specs(), hits in prop::collection::vec(0u8..13, 1..4)) {
+    fn damage_is_repaired(server in servers(), wanted in specs(), hits in prop::collection::vec(0u8..16, 1..4)) {
         let mut o = server.clone();
         let made = converge(&mut o, &wanted, usize::MAX);
         start_machines(&mut o, &made);
@@ -272,6 +333,14 @@ fn damage(o: &mut Observed, hit: u8) {
             let Some((name, index)) = found else { return };
             apply(o, &Op::DeleteLink { name, index });
         }
+        12 => {
+            let ports = o.links.iter().filter(|(n, l)| l.is_own_trunk(n, &instance()));
+            let found = ports.map(|(name, l)| (name.clone(), l.index)).next();
+            let Some((name, index)) = found else { return };
+            apply(o, &Op::DeleteLink { name, index });
+        }
+        13 => o.answer_rules.clear(),
+        14 => o.answer_routes.clear(),
         _ => {
             // Somebody else's idea of where everything is.
             let to = place(9);

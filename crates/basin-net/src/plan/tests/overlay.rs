@@ -22,6 +22,7 @@ fn network(at: Option<u8>, to: Option<u8>) -> NetworkSpec {
         gateway: [10, 0, 0, 1].into(),
         domain: "vm".into(),
         leases: vec![lease(MAC, 5, at, to), lease(other, 9, Some(2), None)],
+        trunk: None,
         overlay: Some(super::overlay(1, 1450)),
     }
 }

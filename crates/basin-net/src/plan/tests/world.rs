@@ -34,6 +34,7 @@ pub fn apply(o: &mut Observed, op: &Op) {
         Op::DeleteLink { name, index } => {
             o.links.remove(name);
             o.routes.retain(|r| r.device.as_ref() != Some(name));
+            o.answer_routes.retain(|r| r.device.as_ref() != Some(name));
             for port in o.links.values_mut().filter(|l| l.master == Some(*index)) {
                 port.master = None;
                 port.entries.clear();
@@ -99,15 +100,40 @@ pub fn apply(o: &mut Observed, op: &Op) {
             let link = Link { group: GROUP, ..new_link(index, kind) };
             assert!(o.links.insert(name.clone(), link).is_none());
         }
-        Op::AttachOverlay { name, bridge, alias, mtu, settings } => {
+        Op::AttachPort { name, bridge, alias, mtu, settings } => {
             guarded(o, name);
-            let LinkKind::Vxlan(vxlan, _) = o.links[name].kind else { panic!("{op:?}") };
-            attach(o, name, bridge, LinkKind::Vxlan(vxlan, *settings));
+            let kind = match o.links[name].kind {
+                LinkKind::Vxlan(vxlan, _) => LinkKind::Vxlan(vxlan, *settings),
+                LinkKind::Vlan(vlan, _) => LinkKind::Vlan(vlan, *settings),
+                _ => panic!("{op:?}"),
+            };
+            attach(o, name, bridge, kind);
             link(o, name, &|l| {
                 l.alias.clone_from(alias);
                 l.mtu = *mtu;
             });
         }
+        Op::RaiseTrunk { device } => link(o, device, &|l| l.up = true),
+        Op::JoinTrunk { device, bridge } => {
+            guarded(o, device);
+            let master = Some(o.links[bridge].index);
+            link(o, device, &|l| l.master = master);
+        }
+        Op::LeaveTrunk { device } => link(o, device, &|l| l.master = None),
+        Op::CreateTrunk { name, settings } => {
+            let index = o.links.values().map(|l| l.index).max().unwrap_or(0) + 1;
+            assert!(o.links.values().any(|l| l.index == settings.parent), "{op:?}");
+            let kind = LinkKind::Vlan(*settings, PortSettings { learning: true, flood: true });
+            let link = Link { group: GROUP, ..new_link(index, kind) };
+            assert!(o.links.insert(name.clone(), link).is_none());
+        }
+        Op::AddAnswerRoute { device, to, .. } => {
+            assert!(o.links[device].up, "no route by an interface that is down");
+            let device = Some(device.clone());
+            assert!(o.answer_routes.insert(Route { to: *to, device, local: false }));
+        }
+        Op::AddAnswerRule { from } => assert!(o.answer_rules.insert(*from)),
+        Op::RemoveAnswerRule { from } => assert!(o.answer_rules.remove(from)),
         Op::PinAddress { port, mac, sticky } => {
             let master = o.links[port].master;
             assert!(master.is_some(), "{port} is no port");
