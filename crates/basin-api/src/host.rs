@@ -116,7 +116,7 @@ pub struct HostStatus {
 /// Something that is wrong on a server until it is mended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Condition {
-    /// What it is about: `networks`, `blockd`, `datastore/ID`.
+    /// What it is about: `networks`, `trunk`, `blockd`, `datastore/ID`.
     pub subject: String,
     pub detail: String,
     pub advice: String,

@@ -111,7 +111,7 @@ pub fn no_vlan(network: &Network, trunks: &[TrunkStatus]) -> Option<String> {
 /// Something that is wrong on a server until it is mended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
-    /// What it is about: `networks`, `blockd`, `datastore/ID`.
+    /// What it is about: `networks`, `trunk`, `blockd`, `datastore/ID`.
     pub subject: String,
     pub problem: Problem,
 }

@@ -102,6 +102,7 @@ pub fn status() -> HostStatus {
         conditions: vec![],
         hardware: Some(basin_qemu::fake::hardware_facts()),
         overlay_mtu: Some(1450),
+        trunks: Vec::new(),
         shared_datastores: Default::default(),
     }
 }

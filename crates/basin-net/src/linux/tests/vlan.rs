@@ -437,7 +437,7 @@ fn death_between_any_two_steps_of_a_vlan_is_made_good() {
             "ip link add g1 type veth peer name other && ip link set g1 addrgenmode none up && ip link set other addrgenmode none up",
         );
         sh("until ip -o link show g1 | grep -q 'state UP'; do sleep 0.05; done");
-        let looks = "nft list ruleset; ip -o link; ip rule; ip route show table all; \
+        let looks = "nft list ruleset; ip -o link; ip rule; ip -4 route show table all; \
                      sysctl net.ipv4.conf.up0.forwarding";
         let before = sh(looks);
         for count in 0.. {
