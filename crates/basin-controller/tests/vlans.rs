@@ -16,6 +16,11 @@ fn vlan(name: &str, change: Value) -> Value {
     body
 }
 
+async fn done(centre: &DataCentre, method: &str, path: &str, body: Option<Value>) {
+    let answer = centre.ask(method, path, body).await;
+    assert!(answer.status.is_success(), "{method} {path}: {}", answer.text);
+}
+
 async fn refused(centre: &DataCentre, (method, path): (&str, &str), body: Value, says: &str) {
     let keys = centre.keys().await;
     let answer = centre.ask(method, path, Some(body.clone())).await;
@@ -29,7 +34,7 @@ async fn refused(centre: &DataCentre, (method, path): (&str, &str), body: Value,
 async fn a_vlan_is_one_network() {
     let centre = DataCentre::open().await;
     let post = ("POST", "/v1/networks");
-    centre.must("POST", "/v1/networks", Some(vlan("office", json!({})))).await;
+    done(&centre, "POST", "/v1/networks", Some(vlan("office", json!({})))).await;
     let other = json!({"subnet": "10.30.0.0/24", "gateway": "10.30.0.1"});
     refused(&centre, post, vlan("b", other), "'office' is VLAN 100 already").await;
     refused(&centre, post, vlan("b", json!({"vlan": 200})), "10.20.0.0/24 of network 'office'")
@@ -43,8 +48,8 @@ async fn a_vlan_is_one_network() {
     assert_eq!(shown["range"], "10.20.0.1-10.20.0.254");
     assert_eq!(shown["vni"], Value::Null);
     // What it held is free again.
-    centre.must("DELETE", "/v1/networks/office", None).await;
-    centre.must("POST", "/v1/networks", Some(vlan("again", json!({})))).await;
+    done(&centre, "DELETE", "/v1/networks/office", None).await;
+    done(&centre, "POST", "/v1/networks", Some(vlan("again", json!({})))).await;
     centre.close().await;
 }
 
@@ -52,7 +57,7 @@ async fn a_vlan_is_one_network() {
 async fn only_a_server_with_a_trunk_gets_its_vms() {
     let centre = DataCentre::open().await;
     let range = json!({"range": "10.20.0.50-10.20.0.51"});
-    centre.must("POST", "/v1/networks", Some(vlan("office", range))).await;
+    done(&centre, "POST", "/v1/networks", Some(vlan("office", range))).await;
     let on_vlan = |name: &str| {
         let mut body = vm(name);
         body["nics"] = json!([{"network": "office"}]);
@@ -66,16 +71,16 @@ async fn only_a_server_with_a_trunk_gets_its_vms() {
     refused(&centre, put, json!({"interface": "eth1", "untagged": 0}), "untagged: 0").await;
     // One that is not there: the server says so, and gets none either.
     let trunk = |name: &str| Some(json!({"interface": name}));
-    centre.must("PUT", "/v1/hosts/srv1/trunk", trunk("eth7")).await;
+    done(&centre, "PUT", "/v1/hosts/srv1/trunk", trunk("eth7")).await;
     until(&centre, |host| host["trunks"][0]["problem"].is_string()).await;
     let host = centre.ask("GET", "/v1/hosts/srv1", None).await.value();
     assert!(host["status"]["conditions"].to_string().contains("eth7"), "{host}");
     refused(&centre, post, on_vlan("a"), "eth7: there is no such interface").await;
 
     centre.fabric.add_trunk("eth1".parse().unwrap(), 1500);
-    centre.must("PUT", "/v1/hosts/srv1/trunk", trunk("eth1")).await;
+    done(&centre, "PUT", "/v1/hosts/srv1/trunk", trunk("eth1")).await;
     until(&centre, |host| host["trunks"][0]["mtu"] == 1500).await;
-    centre.run("POST", "/v1/vms", Some(on_vlan("a"))).await;
+    centre.must("POST", "/v1/vms", Some(on_vlan("a"))).await;
     let shown = centre.ask("GET", "/v1/vms/a", None).await.value();
     assert_eq!(shown["nics"][0]["address"], "10.20.0.50");
     let spec = centre.fabric.networks().into_iter().find(|n| n.trunk.is_some()).unwrap();
@@ -87,12 +92,12 @@ async fn only_a_server_with_a_trunk_gets_its_vms() {
     let mut chosen = on_vlan("b");
     chosen["nics"][0]["address"] = json!("10.20.0.99");
     refused(&centre, post, chosen, "10.20.0.99").await;
-    centre.run("POST", "/v1/vms", Some(on_vlan("b"))).await;
+    centre.must("POST", "/v1/vms", Some(on_vlan("b"))).await;
     refused(&centre, post, on_vlan("c"), "office").await;
     for name in ["a", "b"] {
-        centre.run("POST", &format!("/v1/vms/{name}/power-off"), None).await;
+        centre.must("POST", &format!("/v1/vms/{name}/power-off"), None).await;
     }
-    centre.must("DELETE", "/v1/hosts/srv1/trunk", None).await;
+    done(&centre, "DELETE", "/v1/hosts/srv1/trunk", None).await;
     assert_eq!(centre.ask("GET", "/v1/hosts/srv1", None).await.value()["trunks"], Value::Null);
     centre.close().await;
 }

@@ -164,10 +164,12 @@ fn guests_of_a_vlan_keep_their_connections_to_the_physical_network() {
              ip rule | grep 47697; true",
             physical.interface(OFFICE)
         );
+        let mut before = String::new();
         until("nothing of the VLANs is left", || {
             let left = server.sh(&look);
-            if !left.is_empty() {
-                eprintln!("{}: {left}", server.place.name);
+            if left != before {
+                eprintln!("{} has {left}", server.place.name);
+                before.clone_from(&left);
             }
             left.is_empty()
         });

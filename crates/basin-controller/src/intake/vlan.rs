@@ -173,6 +173,7 @@ mod tests {
             key: basin_model::keys::network(network.id),
             value: network,
             revision: basin_store::Revision(1),
+            unknown: Default::default(),
         };
         snapshot.networks.insert(record.value.id, record);
         let other = request(serde_json::json!({}));
