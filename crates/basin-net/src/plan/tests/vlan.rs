@@ -179,7 +179,9 @@ fn a_guest_that_moves_away_is_heard_from_outside_and_one_that_stays_is_not() {
     assert_eq!((entry(&o, 10), entry(&o, 11)), (Some(Entry::Sticky), Some(Entry::Fixed)));
     // Its announcement has come in from the VLAN: it is not fetched back.
     let moved = MacAddr([2, 0, 0, 0, 1, 11]);
-    o.links.values_mut().for_each(|l| drop(l.entries.remove(&moved)));
+    for link in o.links.values_mut() {
+        link.entries.remove(&moved);
+    }
     let port = o.links.get_mut(&instance().trunk(id(1))).unwrap();
     port.entries.insert(moved, Entry::Learned);
     assert!(plan(&instance(), &layout(), &[network], &o).steps.is_empty());
