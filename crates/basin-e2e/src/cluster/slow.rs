@@ -16,6 +16,7 @@ use nix::sys::time::TimeSpec;
 use super::fabric::Cable;
 use crate::place::{inside, ip};
 use crate::raw;
+use crate::wait::{BOOT, eventually};
 
 /// How bad a cable is, each way.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -48,7 +49,11 @@ impl Relay {
         let bridge_end = format!("{port}-slow");
         cable.detach();
         let (tap, frames) = inside(cable.netns(), || {
-            let tap = raw::tap(&bridge_end).expect("make a tap");
+            // A program that somebody starts just now holds the last one, until it runs.
+            let tap = eventually("the cable is free", BOOT, || match raw::tap(&bridge_end) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => None,
+                other => Some(other.expect("make a tap")),
+            });
             (File::from(tap), raw::frames(&port).expect("listen at the cable"))
         });
         ip(&["-n", cable.netns(), "link", "set", &bridge_end, "addrgenmode", "none"]);
