@@ -157,17 +157,10 @@ fn the_source_leads_its_own_move() {
     let moves = Moves::new(&cluster, [None, None]);
     // The images it boots from are at its source alone; from now on both servers have them.
     cluster.servers[0].cli(&["vm", "migrate", "mover", "--to", "srv2"]).ok();
-    for place in [
-        "check/after",
-        "announce/after",
-        "prepare/after",
-        "transfer/before",
-        "transfer/after",
-        "tidy/after",
-        "prepare/undo-before",
-        "prepare/undo-after",
-        "announce/undo-after",
-    ] {
+    // Where it matters that the source's daemon dies as well; the others are tried above.
+    for place in
+        ["announce/after", "transfer/before", "transfer/after", "tidy/after", "prepare/undo-after"]
+    {
         moves.cut(Leader::Source, &format!("vm-migrate/{place}"));
     }
     moves.end();
