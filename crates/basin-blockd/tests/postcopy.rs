@@ -314,16 +314,7 @@ fn pages_that_go_again_are_waited_for_by_nobody() {
 #[test]
 fn a_blockd_that_comes_back_meanwhile_waits_for_all_of_it() {
     let _turn = turn();
-    let mut daemon = Daemon::start();
-    let export = daemon.raw("d", SIZE);
-    daemon.open(&export);
-    let mut guest = Guest::new(2);
-    guest.send(0, WRITE, 0, Data::Out(&pattern(1, 65536)));
-    let mut there = arrive(&mut guest, &export.socket, true);
-    there.link().begin(&guest);
-    daemon.kill();
-    daemon.launch();
-    assert!(guest.offer_memory(&export.socket).is_err(), "it would be read as zeros");
+    let (daemon, export, mut guest, there) = comes_back(true);
     until("why", || daemon.log().contains("has not all arrived").then_some(()));
     // What is left arrives; the front end, and whoever serves, close their descriptors.
     there.source.bring_all(0, guest.map.size() as u64);
@@ -335,19 +326,29 @@ fn a_blockd_that_comes_back_meanwhile_waits_for_all_of_it() {
 #[test]
 fn a_blockd_that_comes_back_meanwhile_is_told_the_end() {
     let _turn = turn();
+    let (daemon, export, mut guest, there) = comes_back(false);
+    there.source.bring_all(0, guest.map.size() as u64);
+    guest.tell_end(&export.socket);
+    // Although descriptors are still open: a front end that failed to tell all keeps them.
+    goes_on(&daemon, &export, &mut guest);
+}
+
+/// A blockd that is killed while memory arrives, before or after the guest began there,
+/// and runs again: it refuses the memory.
+fn comes_back(begun: bool) -> (Daemon, basin_blockd::control::Export, Guest, Arriving) {
     let mut daemon = Daemon::start();
     let export = daemon.raw("d", SIZE);
     daemon.open(&export);
     let mut guest = Guest::new(2);
     guest.send(0, WRITE, 0, Data::Out(&pattern(1, 65536)));
-    let there = arrive(&mut guest, &export.socket, true);
+    let mut there = arrive(&mut guest, &export.socket, true);
+    if begun {
+        there.link().begin(&guest);
+    }
     daemon.kill();
     daemon.launch();
     assert!(guest.offer_memory(&export.socket).is_err(), "it would be read as zeros");
-    there.source.bring_all(0, guest.map.size() as u64);
-    guest.tell_end(&export.socket);
-    // Although descriptors are still open: a front end that failed to tell all keeps them.
-    goes_on(&daemon, &export, &mut guest);
+    (daemon, export, guest, there)
 }
 
 /// What was asked before, and what is now.

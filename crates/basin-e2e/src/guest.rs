@@ -101,6 +101,18 @@ impl<'s> Guest<'s> {
         String::from_utf8_lossy(&log).into_owned()
     }
 
+    /// Waits until the `tcp-count` that it runs has been answered some times more, in order.
+    #[track_caller]
+    pub fn wait_answers(&self) {
+        let answers = |log: &str| log.matches("tcp-count: ").count();
+        let before = answers(&self.log());
+        eventually("answers go on coming, in order", BOOT, || {
+            let log = self.log();
+            assert!(!log.contains("FAILED"), "{log}");
+            (answers(&log) >= before + 3).then_some(())
+        });
+    }
+
     /// Waits until its console has said something so many times, over all its runs.
     #[track_caller]
     pub fn wait_log(&self, text: &str, times: usize) {

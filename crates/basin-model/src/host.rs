@@ -87,13 +87,17 @@ pub struct TrunkStatus {
     pub problem: Option<String>,
 }
 
+impl AsRef<Trunk> for TrunkStatus {
+    fn as_ref(&self) -> &Trunk {
+        &self.trunk
+    }
+}
+
 /// Why a network that is a VLAN cannot be on a server with these trunks; none if it can,
 /// or needs none.
 pub fn no_vlan(network: &Network, trunks: &[TrunkStatus]) -> Option<String> {
     let vlan = network.vlan()?;
-    let found = trunks.iter().find(|t| t.trunk.untagged == Some(vlan));
-    let found = found.or_else(|| trunks.iter().find(|t| t.trunk.untagged.is_none()));
-    let Some(trunk) = found else {
+    let Some(trunk) = Trunk::of(trunks, vlan) else {
         return Some(format!("it is VLAN {vlan}, for which the server has no trunk"));
     };
     let interface = &trunk.trunk.interface;

@@ -173,9 +173,15 @@ pub struct Trunk {
 
 impl Trunk {
     /// The one by which a server has this VLAN.
-    pub fn of(trunks: &[Trunk], vlan: VlanId) -> Option<&Trunk> {
-        let own = trunks.iter().find(|t| t.untagged == Some(vlan));
-        own.or_else(|| trunks.iter().find(|t| t.untagged.is_none()))
+    pub fn of<T: AsRef<Trunk>>(trunks: &[T], vlan: VlanId) -> Option<&T> {
+        let find = |untagged| trunks.iter().find(|t| t.as_ref().untagged == untagged);
+        find(Some(vlan)).or_else(|| find(None))
+    }
+}
+
+impl AsRef<Trunk> for Trunk {
+    fn as_ref(&self) -> &Trunk {
+        self
     }
 }
 

@@ -100,8 +100,7 @@ impl Places {
     /// each other.
     fn trunk(&self, network: &Network, trunks: &[TrunkStatus]) -> Option<Trunk> {
         let NetworkKind::Vlan { vlan, gateway, .. } = &network.kind else { return None };
-        let all: Vec<vlan::Trunk> = trunks.iter().map(|t| t.trunk.clone()).collect();
-        let carries = vlan::Trunk::of(&all, *vlan);
+        let carries = vlan::Trunk::of(trunks, *vlan).map(|found| &found.trunk);
         let carries = carries.filter(|_| no_vlan(network, trunks).is_none());
         Some(Trunk {
             vlan: *vlan,
